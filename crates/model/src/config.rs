@@ -152,7 +152,7 @@ impl ModelConfig {
         range("head_dim", self.head_dim, limits::MAX_HEAD_DIM, "1 to 1024")?;
         range("max_position_embeddings", self.max_position_embeddings, limits::MAX_CONTEXT, "1 to 16777216")?;
         range("num_hidden_layers", self.layers.len(), limits::MAX_LAYERS, "1 to 512")?;
-        if self.head_dim % 2 != 0 {
+        if !self.head_dim.is_multiple_of(2) {
             let value = self.head_dim as u64;
             return Err(ConfigError::Range { key: "head_dim", value, allowed: "even numbers" });
         }
@@ -173,7 +173,7 @@ impl ModelConfig {
                 return Err(ConfigError::Range { key: "intermediate_size", value, allowed: "0 to 262144" });
             }
             let paired = (heads == 0) == (kv_heads == 0);
-            if !paired || (kv_heads != 0 && heads % kv_heads != 0) {
+            if !paired || (kv_heads != 0 && !heads.is_multiple_of(kv_heads)) {
                 return Err(ConfigError::Heads { layer_idx, heads, kv_heads });
             }
         }

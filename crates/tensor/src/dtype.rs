@@ -70,7 +70,7 @@ impl DType {
     /// or the size overflows.
     #[must_use]
     pub const fn row_bytes(self, n_cols: usize) -> Option<usize> {
-        if n_cols % self.block_len() != 0 {
+        if !n_cols.is_multiple_of(self.block_len()) {
             return None;
         }
         (n_cols / self.block_len()).checked_mul(self.block_bytes())

@@ -93,6 +93,15 @@ impl WeightMatrix {
         &self.data[row * self.row_bytes..(row + 1) * self.row_bytes]
     }
 
+    /// The rows `start..start + count` as a matrix over the same bytes.
+    /// # Panics
+    /// When they are not all there.
+    #[must_use]
+    pub fn rows(&self, start: usize, count: usize) -> Self {
+        let data = self.data.slice(start * self.row_bytes..(start + count) * self.row_bytes);
+        Self { n_rows: count, data, ..self.clone() }
+    }
+
     /// Writes row `row` as f32 into `out`, which holds [`Self::n_cols`] values.
     /// # Panics
     /// When `row` or the length of `out` is off.

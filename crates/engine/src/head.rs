@@ -1,0 +1,225 @@
+//! The two ends of a model: token table and output head.
+//!
+//! Losses over many tokens never hold all logits: the vocabulary passes in blocks while running sums are
+//! kept per token (online log-sum-exp), `O(n_tokens * VOCAB_BLOCK)` floats.
+
+use crate::error::EngineError;
+use crate::layer::{check_shape, require_vector};
+use secateur_model::{WeightId, WeightRole, WeightSource};
+use secateur_tensor::WeightMatrix;
+use secateur_tensor::kernels::{MatmulScratch, ThreadPool, matmul, rms_norm};
+
+/// Vocabulary rows whose logits are in memory at a time.
+const VOCAB_BLOCK: usize = 1024;
+
+/// The token table.
+#[derive(Clone, Debug)]
+pub struct Embedding {
+    table: WeightMatrix,
+}
+
+impl Embedding {
+    /// Resolves the table.
+    /// # Errors
+    /// [`EngineError`] when it is missing or has the wrong shape.
+    pub fn new(source: &dyn WeightSource) -> Result<Self, EngineError> {
+        let id = WeightId::global(WeightRole::EmbedTokens);
+        let table = source.require(id)?;
+        check_shape(id, &table, source.config().vocab_size, source.config().hidden_size)?;
+        Ok(Self { table })
+    }
+
+    /// Writes the rows of `tokens` to `out`: `[tokens.len(), hidden_size]`.
+    /// # Errors
+    /// [`EngineError::TokenOutOfRange`].
+    pub fn lookup(&self, tokens: &[u32], out: &mut [f32]) -> Result<(), EngineError> {
+        let vocab_size = self.table.n_rows();
+        for (&token, row) in tokens.iter().zip(out.chunks_exact_mut(self.table.n_cols())) {
+            let at = usize::try_from(token).ok().filter(|&at| at < vocab_size);
+            let at = at.ok_or(EngineError::TokenOutOfRange { token, vocab_size })?;
+            self.table.dequantize_row(at, row);
+        }
+        Ok(())
+    }
+}
+
+/// Final norm and output head.
+#[derive(Clone, Debug)]
+pub struct Head {
+    norm: Vec<f32>,
+    eps: f32,
+    weight: WeightMatrix,
+}
+
+/// Running log-sum-exp of one token.
+#[derive(Clone, Copy)]
+struct LogSumExp {
+    max: f32,
+    sum: f64,
+}
+
+impl LogSumExp {
+    const EMPTY: Self = Self { max: f32::NEG_INFINITY, sum: 0.0 };
+
+    fn add(&mut self, logits: &[f32]) {
+        let block_max = logits.iter().copied().fold(f32::NEG_INFINITY, f32::max);
+        if self.max < block_max {
+            self.sum *= f64::from(self.max - block_max).exp();
+            self.max = block_max;
+        }
+        let block: f32 = logits.iter().map(|&logit| (logit - self.max).exp()).sum();
+        self.sum += f64::from(block);
+    }
+
+    fn get(&self) -> f64 {
+        f64::from(self.max) + self.sum.ln()
+    }
+}
+
+impl Head {
+    /// Resolves norm and head; a tied head is the token table.
+    /// # Errors
+    /// [`EngineError`] when a weight is missing or has the wrong shape.
+    pub fn new(source: &dyn WeightSource) -> Result<Self, EngineError> {
+        let config = source.config();
+        let role = if config.tie_word_embeddings { WeightRole::EmbedTokens } else { WeightRole::LmHead };
+        let id = WeightId::global(role);
+        let weight = source.require(id)?;
+        check_shape(id, &weight, config.vocab_size, config.hidden_size)?;
+        let norm = require_vector(source, WeightId::global(WeightRole::FinalNorm), config.hidden_size)?;
+        Ok(Self { norm, eps: config.rms_norm_eps, weight })
+    }
+
+    /// Vocabulary size.
+    #[must_use]
+    pub fn vocab_size(&self) -> usize {
+        self.weight.n_rows()
+    }
+
+    pub(crate) fn hidden_size(&self) -> usize {
+        self.norm.len()
+    }
+
+    /// Applies the final norm: `[n, hidden_size]` to the same shape.
+    pub fn normed(&self, pool: &ThreadPool, hidden: &[f32], out: &mut [f32]) {
+        rms_norm(pool, hidden, &self.norm, self.eps, out);
+    }
+
+    /// Logits of one token from its last hidden state; `normed` and `logits` are buffers.
+    /// # Errors
+    /// [`EngineError::NotFinite`] when a logit is NaN or infinite.
+    pub(crate) fn logits(
+        &self,
+        pool: &ThreadPool,
+        hidden: &[f32],
+        normed: &mut [f32],
+        logits: &mut [f32],
+        scratch: &mut MatmulScratch,
+    ) -> Result<(), EngineError> {
+        self.normed(pool, hidden, normed);
+        matmul(pool, normed, &self.weight, logits, scratch);
+        // NaN and infinity survive a sum, so one reduction checks them all.
+        let sum: f32 = logits.iter().map(|logit| logit * 0.0).sum();
+        if sum == 0.0 { Ok(()) } else { Err(EngineError::NotFinite { what: "logits" }) }
+    }
+
+    /// Negative log likelihood (nats) of `targets`, one for each row of `hidden` `[n, hidden_size]`.
+    /// # Errors
+    /// [`EngineError::TokenOutOfRange`], [`EngineError::NotFinite`].
+    pub fn nll(&self, pool: &ThreadPool, hidden: &[f32], targets: &[u32]) -> Result<Vec<f32>, EngineError> {
+        let n = targets.len();
+        let vocab_size = self.vocab_size();
+        if let Some(&token) = targets.iter().find(|&&token| vocab_size <= token as usize) {
+            return Err(EngineError::TokenOutOfRange { token, vocab_size });
+        }
+        let mut sums = vec![LogSumExp::EMPTY; n];
+        let mut picked = vec![0.0_f32; n];
+        self.for_logit_blocks(pool, &[hidden], |start, blocks| {
+            for (row, logits) in blocks[0].chunks_exact(blocks[0].len() / n).enumerate() {
+                sums[row].add(logits);
+                let at = targets[row] as usize;
+                if (start..start + logits.len()).contains(&at) {
+                    picked[row] = logits[at - start];
+                }
+            }
+        })?;
+        let nll = |(sum, &logit): (&LogSumExp, &f32)| (sum.get() - f64::from(logit)) as f32;
+        let losses: Vec<f32> = sums.iter().zip(&picked).map(nll).collect();
+        if losses.iter().all(|loss| loss.is_finite()) {
+            Ok(losses)
+        } else {
+            Err(EngineError::NotFinite { what: "logits" })
+        }
+    }
+
+    /// KL divergence (nats) of the distributions after `student` from those after `teacher`, row by row.
+    ///
+    /// Both are last hidden states `[n, hidden_size]`. `sum_v p_t (log p_t - log p_s)`.
+    /// # Errors
+    /// [`EngineError::NotFinite`].
+    pub fn kl(&self, pool: &ThreadPool, teacher: &[f32], student: &[f32]) -> Result<Vec<f32>, EngineError> {
+        let n = teacher.len() / self.hidden_size();
+        let mut teacher_sums = vec![LogSumExp::EMPTY; n];
+        let mut student_sums = vec![LogSumExp::EMPTY; n];
+        // Per token: sum of exp(l_t - reference) * (l_t - l_s), and the reference it was taken against.
+        let mut weighted = vec![(f32::NEG_INFINITY, 0.0_f64); n];
+        self.for_logit_blocks(pool, &[teacher, student], |_, blocks| {
+            let width = blocks[0].len() / n;
+            let rows = blocks[0].chunks_exact(width).zip(blocks[1].chunks_exact(width)).enumerate();
+            for (row, (teacher, student)) in rows {
+                teacher_sums[row].add(teacher);
+                student_sums[row].add(student);
+                let reference = teacher_sums[row].max;
+                let (old_reference, sum) = &mut weighted[row];
+                if *old_reference < reference {
+                    *sum *= f64::from(*old_reference - reference).exp();
+                    *old_reference = reference;
+                }
+                let gap =
+                    teacher.iter().zip(student).map(|(t, s)| (t - reference).exp() * (t - s)).sum::<f32>();
+                *sum += f64::from(gap);
+            }
+        })?;
+        let rows = weighted.iter().zip(teacher_sums.iter().zip(&student_sums));
+        let kl = rows.map(|((_, sum), (t, s))| (sum / t.sum - t.get() + s.get()) as f32);
+        let kl: Vec<f32> = kl.collect();
+        if kl.iter().all(|value| value.is_finite()) {
+            Ok(kl)
+        } else {
+            Err(EngineError::NotFinite { what: "logits" })
+        }
+    }
+
+    /// Calls `visit(first vocabulary row, logits [n, block] of each input)` for block after block.
+    fn for_logit_blocks(
+        &self,
+        pool: &ThreadPool,
+        inputs: &[&[f32]],
+        mut visit: impl FnMut(usize, &[&[f32]]),
+    ) -> Result<(), EngineError> {
+        let hidden_size = self.hidden_size();
+        let normed: Vec<Vec<f32>> = inputs
+            .iter()
+            .map(|hidden| {
+                let mut out = vec![0.0; hidden.len()];
+                self.normed(pool, hidden, &mut out);
+                out
+            })
+            .collect();
+        let n = inputs[0].len() / hidden_size;
+        let mut buffers = vec![vec![0.0; n * VOCAB_BLOCK]; inputs.len()];
+        let mut scratch = MatmulScratch::default();
+        let mut start = 0;
+        while start < self.vocab_size() {
+            let block = VOCAB_BLOCK.min(self.vocab_size() - start);
+            let rows = self.weight.rows(start, block);
+            for (normed, buffer) in normed.iter().zip(&mut buffers) {
+                matmul(pool, normed, &rows, &mut buffer[..n * block], &mut scratch);
+            }
+            let views: Vec<&[f32]> = buffers.iter().map(|buffer| &buffer[..n * block]).collect();
+            visit(start, &views);
+            start += block;
+        }
+        Ok(())
+    }
+}

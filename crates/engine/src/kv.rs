@@ -1,0 +1,85 @@
+//! Keys and values of one layer, `[n_kv_heads, context_len, head_dim]`, allocated once.
+
+use half::f16;
+use half::slice::HalfFloatSliceExt;
+use secateur_model::{KvDType, LayerConfig};
+use secateur_tensor::kernels::KvSlice;
+
+/// The cache of one layer.
+#[derive(Clone, Debug)]
+pub(crate) struct KvLayer {
+    n_kv_heads: usize,
+    head_dim: usize,
+    context_len: usize,
+    keys: KvBuffer,
+    values: KvBuffer,
+}
+
+#[derive(Clone, Debug)]
+enum KvBuffer {
+    F32(Vec<f32>),
+    F16(Vec<f16>),
+}
+
+impl KvBuffer {
+    /// Zeroed, so that pages stay untouched until tokens fill them.
+    fn zeroed(len: usize, dtype: KvDType) -> Self {
+        match dtype {
+            KvDType::F32 => Self::F32(vec![0.0; len]),
+            KvDType::F16 => Self::F16(vec![f16::ZERO; len]),
+        }
+    }
+
+    fn store(&mut self, at: usize, row: &[f32]) {
+        match self {
+            Self::F32(buffer) => buffer[at..at + row.len()].copy_from_slice(row),
+            Self::F16(buffer) => buffer[at..at + row.len()].convert_from_f32_slice(row),
+        }
+    }
+
+    fn view(&self) -> KvSlice<'_> {
+        match self {
+            Self::F32(buffer) => KvSlice::F32(buffer),
+            Self::F16(buffer) => KvSlice::F16(buffer),
+        }
+    }
+}
+
+impl KvLayer {
+    pub(crate) fn new(layer: &LayerConfig, head_dim: usize, context_len: usize, dtype: KvDType) -> Self {
+        let n_kv_heads = layer.num_key_value_heads;
+        let len = n_kv_heads * context_len * head_dim;
+        Self {
+            n_kv_heads,
+            head_dim,
+            context_len,
+            keys: KvBuffer::zeroed(len, dtype),
+            values: KvBuffer::zeroed(len, dtype),
+        }
+    }
+
+    pub(crate) fn context_len(&self) -> usize {
+        self.context_len
+    }
+
+    /// Stores the keys and values of `n` tokens, rows of `[n_kv_heads * head_dim]`, from position `past_len`.
+    pub(crate) fn append(&mut self, past_len: usize, n: usize, keys: &[f32], values: &[f32]) {
+        let width = self.n_kv_heads * self.head_dim;
+        for row in 0..n {
+            for head in 0..self.n_kv_heads {
+                let from = row * width + head * self.head_dim;
+                let at = (head * self.context_len + past_len + row) * self.head_dim;
+                self.keys.store(at, &keys[from..from + self.head_dim]);
+                self.values.store(at, &values[from..from + self.head_dim]);
+            }
+        }
+    }
+
+    pub(crate) fn keys(&self) -> KvSlice<'_> {
+        self.keys.view()
+    }
+
+    pub(crate) fn values(&self) -> KvSlice<'_> {
+        self.values.view()
+    }
+}

@@ -1,0 +1,269 @@
+//! Whole models: token by token with a cache, and losses of windows.
+
+use crate::error::EngineError;
+use crate::graph::LayerRunner;
+use crate::head::{Embedding, Head};
+use crate::kv::KvLayer;
+use crate::layer::{DecodeBuffers, LayerContext};
+use secateur_model::{KvDType, ModelConfig, WeightSource};
+use secateur_tensor::kernels::{MatmulScratch, ThreadPool};
+use std::sync::Arc;
+
+/// Tokens of a prompt that pass through the layers together.
+const PREFILL_CHUNK: usize = 256;
+
+/// How an engine runs.
+#[derive(Clone, Copy, Debug)]
+pub struct EngineOptions {
+    /// Threads that compute, the caller included; at least 1.
+    pub n_threads: usize,
+}
+
+struct Inner {
+    source: Arc<dyn WeightSource>,
+    pool: Arc<ThreadPool>,
+    embedding: Embedding,
+    head: Head,
+    layers: Vec<LayerRunner>,
+}
+
+/// A model ready to run. Cloning shares everything.
+#[derive(Clone)]
+pub struct Engine {
+    inner: Arc<Inner>,
+}
+
+impl Engine {
+    /// Resolves all weights and builds the layer graphs; copies no weights.
+    /// # Errors
+    /// [`EngineError`] when the source does not hold a complete model.
+    pub fn new(source: Arc<dyn WeightSource>, options: EngineOptions) -> Result<Self, EngineError> {
+        let pool = Arc::new(ThreadPool::new(options.n_threads.max(1)));
+        Self::with_pool(source, pool)
+    }
+
+    /// As [`Self::new`], over threads that somebody else made.
+    /// # Errors
+    /// As [`Self::new`].
+    pub fn with_pool(source: Arc<dyn WeightSource>, pool: Arc<ThreadPool>) -> Result<Self, EngineError> {
+        let config = source.config();
+        config.validate()?;
+        let layers = (0..config.n_layers())
+            .map(|layer_idx| {
+                let layer = LayerContext::new(source.as_ref(), layer_idx, pool.clone())?;
+                LayerRunner::from_context(Arc::new(layer))
+            })
+            .collect::<Result<Vec<_>, EngineError>>()?;
+        let embedding = Embedding::new(source.as_ref())?;
+        let head = Head::new(source.as_ref())?;
+        Ok(Self { inner: Arc::new(Inner { source, pool, embedding, head, layers }) })
+    }
+
+    /// Shape of the model.
+    #[must_use]
+    pub fn config(&self) -> &ModelConfig {
+        self.inner.source.config()
+    }
+
+    /// The weights this engine reads.
+    #[must_use]
+    pub fn source(&self) -> &Arc<dyn WeightSource> {
+        &self.inner.source
+    }
+
+    /// Threads that compute.
+    #[must_use]
+    pub fn n_threads(&self) -> usize {
+        self.inner.pool.n_threads()
+    }
+
+    /// Starts an empty session with room for `context_len` tokens. The cache is allocated here, once.
+    /// # Errors
+    /// [`EngineError::Empty`] for a context of no tokens.
+    pub fn session(&self, context_len: usize, kv_dtype: KvDType) -> Result<Session, EngineError> {
+        if context_len == 0 {
+            return Err(EngineError::Empty);
+        }
+        let config = self.config();
+        let cache = |layer| KvLayer::new(layer, config.head_dim, context_len, kv_dtype);
+        Ok(Session {
+            caches: config.layers.iter().map(cache).collect(),
+            context_len,
+            len: 0,
+            hidden: vec![0.0; config.hidden_size],
+            normed: vec![0.0; config.hidden_size],
+            logits: vec![0.0; config.vocab_size],
+            buffers: DecodeBuffers::new(config),
+            head_scratch: MatmulScratch::default(),
+            engine: self.clone(),
+        })
+    }
+
+    /// Negative log likelihood (nats) of tokens `1..` of a window, each given those before it.
+    ///
+    /// `cancelled` is asked before each chunk of a layer.
+    /// # Errors
+    /// [`EngineError`]; [`EngineError::Empty`] when the window has fewer than two tokens.
+    pub fn score(&self, window: &[u32], cancelled: &dyn Fn() -> bool) -> Result<Vec<f32>, EngineError> {
+        let Some(targets) = window.get(1..).filter(|targets| !targets.is_empty()) else {
+            return Err(EngineError::Empty);
+        };
+        let mut session = self.session(window.len(), KvDType::F32)?;
+        let mut losses = Vec::with_capacity(targets.len());
+        let inputs = &window[..targets.len()];
+        for (chunk, targets) in inputs.chunks(PREFILL_CHUNK).zip(targets.chunks(PREFILL_CHUNK)) {
+            let hidden = session.prefill_chunk(chunk, cancelled)?;
+            losses.extend(self.inner.head.nll(&self.inner.pool, &hidden, targets)?);
+        }
+        Ok(losses)
+    }
+
+    /// Sum of hidden states after the final norm over a sequence, divided by its length: a mean-pooled
+    /// text embedding `[hidden_size]`.
+    /// # Errors
+    /// [`EngineError`].
+    pub fn embed(&self, tokens: &[u32], cancelled: &dyn Fn() -> bool) -> Result<Vec<f32>, EngineError> {
+        if tokens.is_empty() {
+            return Err(EngineError::Empty);
+        }
+        let hidden_size = self.config().hidden_size;
+        let mut session = self.session(tokens.len(), KvDType::F32)?;
+        let mut sum = vec![0.0_f32; hidden_size];
+        for chunk in tokens.chunks(PREFILL_CHUNK) {
+            let hidden = session.prefill_chunk(chunk, cancelled)?;
+            let mut normed = vec![0.0; hidden.len()];
+            self.inner.head.normed(&self.inner.pool, &hidden, &mut normed);
+            for row in normed.chunks_exact(hidden_size) {
+                sum.iter_mut().zip(row).for_each(|(sum, value)| *sum += value);
+            }
+        }
+        let n = tokens.len() as f32;
+        sum.iter_mut().for_each(|value| *value /= n);
+        if sum.iter().all(|value| value.is_finite()) {
+            Ok(sum)
+        } else {
+            Err(EngineError::NotFinite { what: "hidden states" })
+        }
+    }
+}
+
+/// One sequence: its cache and its buffers.
+pub struct Session {
+    engine: Engine,
+    caches: Vec<KvLayer>,
+    context_len: usize,
+    len: usize,
+    hidden: Vec<f32>,
+    normed: Vec<f32>,
+    logits: Vec<f32>,
+    buffers: DecodeBuffers,
+    head_scratch: MatmulScratch,
+}
+
+impl Session {
+    /// Tokens in the cache.
+    #[must_use]
+    pub fn len(&self) -> usize {
+        self.len
+    }
+
+    /// True before the first token.
+    #[must_use]
+    pub fn is_empty(&self) -> bool {
+        self.len == 0
+    }
+
+    /// Room of the cache in tokens.
+    #[must_use]
+    pub fn context_len(&self) -> usize {
+        self.context_len
+    }
+
+    /// The model this session runs.
+    #[must_use]
+    pub fn engine(&self) -> &Engine {
+        &self.engine
+    }
+
+    /// Forgets all tokens from `len` on; nothing when there are fewer.
+    pub fn truncate(&mut self, len: usize) {
+        self.len = self.len.min(len);
+    }
+
+    /// Adds `tokens` and returns the logits `[vocab_size]` after the last one.
+    ///
+    /// `cancelled` is asked before every layer of a prompt chunk and before a decode step. After an error
+    /// the session is as long as before the call.
+    /// # Errors
+    /// [`EngineError`]; [`EngineError::Cancelled`] when `cancelled` said so.
+    pub fn extend(&mut self, tokens: &[u32], cancelled: &dyn Fn() -> bool) -> Result<&[f32], EngineError> {
+        let old_len = self.len;
+        let result = self.extend_inner(tokens, cancelled);
+        if let Err(error) = result {
+            self.len = old_len;
+            return Err(error);
+        }
+        Ok(&self.logits)
+    }
+
+    fn extend_inner(&mut self, tokens: &[u32], cancelled: &dyn Fn() -> bool) -> Result<(), EngineError> {
+        match tokens {
+            [] => return Err(EngineError::Empty),
+            [token] => self.decode(*token, cancelled)?,
+            _ => {
+                let hidden_size = self.hidden.len();
+                for chunk in tokens.chunks(PREFILL_CHUNK) {
+                    let hidden = self.prefill_chunk(chunk, cancelled)?;
+                    self.hidden.copy_from_slice(&hidden[hidden.len() - hidden_size..]);
+                }
+            }
+        }
+        let Inner { head, pool, .. } = &*self.engine.inner;
+        head.logits(pool, &self.hidden, &mut self.normed, &mut self.logits, &mut self.head_scratch)
+    }
+
+    fn check_room(&self, asked: usize) -> Result<(), EngineError> {
+        let free = self.context_len - self.len;
+        if asked <= free {
+            return Ok(());
+        }
+        Err(EngineError::ContextFull { asked, free, context_len: self.context_len })
+    }
+
+    fn decode(&mut self, token: u32, cancelled: &dyn Fn() -> bool) -> Result<(), EngineError> {
+        self.check_room(1)?;
+        if cancelled() {
+            return Err(EngineError::Cancelled);
+        }
+        let inner = &*self.engine.inner;
+        inner.embedding.lookup(&[token], &mut self.hidden)?;
+        for (runner, cache) in inner.layers.iter().zip(&mut self.caches) {
+            let layer = runner.context();
+            layer.with_scratch(|scratch| {
+                layer.decode_step(&mut self.hidden, cache, self.len, &mut self.buffers, scratch);
+            });
+        }
+        self.len += 1;
+        Ok(())
+    }
+
+    /// Runs a chunk of tokens through all layers and returns their last hidden states.
+    pub(crate) fn prefill_chunk(
+        &mut self,
+        tokens: &[u32],
+        cancelled: &dyn Fn() -> bool,
+    ) -> Result<Vec<f32>, EngineError> {
+        self.check_room(tokens.len())?;
+        let inner = &*self.engine.inner;
+        let mut hidden = vec![0.0; tokens.len() * self.hidden.len()];
+        inner.embedding.lookup(tokens, &mut hidden)?;
+        for (runner, cache) in inner.layers.iter().zip(&mut self.caches) {
+            if cancelled() {
+                return Err(EngineError::Cancelled);
+            }
+            runner.run_cached(&mut hidden, cache, self.len)?;
+        }
+        self.len += tokens.len();
+        Ok(hidden)
+    }
+}
