@@ -1,5 +1,6 @@
 //! Every dequantiser and quantiser against values of the Python package `gguf`
 //! (`tests/golden/make_blocks.py`).
+#![expect(clippy::unwrap_used, reason = "test code")]
 
 use secateur_tensor::DType;
 use secateur_tensor::blocks::{QuantizeError, dequantize, quantize};

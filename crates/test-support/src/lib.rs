@@ -1,1 +1,15 @@
-//! Placeholder.
+//! Builds tiny models for tests: random Llama-style GGUF files with a working vocabulary.
+//!
+//! The GGUF emitter here shares no code with the `model-file` crate, so that reader and builder check each
+//! other; it can also write files that are wrong on purpose. Everything is deterministic in the seed.
+#![forbid(unsafe_code)]
+
+mod gguf;
+mod rng;
+mod tiny;
+mod vocab;
+
+pub use gguf::{Gguf, GgufTensor, Meta};
+pub use rng::Rng;
+pub use tiny::{Biases, Head, TinyFamily, TinyLayer, TinyModel};
+pub use vocab::{CHAT_TEMPLATE, TinyVocab, reference_model};

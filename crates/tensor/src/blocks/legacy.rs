@@ -91,8 +91,8 @@ pub(super) fn from_q5_1(bytes: &[u8], out: &mut [f32]) {
 fn unpack_q5(bits: u32, nibbles: &[u8; 16]) -> [i32; 32] {
     let mut quants = [0; 32];
     for (idx, nibble) in nibbles.iter().enumerate() {
-        quants[idx] = i32::from(nibble & 15) | ((bits >> idx) & 1) as i32 * 16;
-        quants[idx + 16] = i32::from(nibble >> 4) | ((bits >> (idx + 16)) & 1) as i32 * 16;
+        quants[idx] = i32::from(nibble & 15) | (((bits >> idx) & 1) as i32 * 16);
+        quants[idx + 16] = i32::from(nibble >> 4) | (((bits >> (idx + 16)) & 1) as i32 * 16);
     }
     quants
 }
