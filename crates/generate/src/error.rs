@@ -2,6 +2,7 @@
 
 use crate::ParamError;
 use secateur_engine::EngineError;
+use secateur_tokenizer::TokenizerError;
 
 /// Failure of a generation.
 #[derive(Debug, thiserror::Error)]
@@ -43,6 +44,6 @@ pub enum GenerateError {
         token: u32,
         /// What the tokenizer said.
         #[source]
-        source: Box<dyn std::error::Error + Send + Sync>,
+        source: TokenizerError,
     },
 }

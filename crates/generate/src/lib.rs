@@ -24,7 +24,7 @@ pub use events::{FinishReason, Finished, GenerateEvent, Timings, Usage};
 pub use logprobs::{TokenLogprob, TokenLogprobs, token_logprobs};
 pub use model::{TextDecoder, TokenModel};
 pub use params::{GenerateRequest, MAX_TOP_LOGPROBS, ParamError, SamplingParams};
-pub use rng::{Rng, random_seed};
+pub use rng::Rng;
 pub use sampler::Sampler;
 pub use sequence::{OnEvent, Sequence};
 pub use stop::{MAX_STOP_STRING_BYTES, MAX_STOP_STRINGS, StopMatch, StopMatcher};

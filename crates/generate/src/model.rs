@@ -2,6 +2,7 @@
 
 use crate::GenerateError;
 use secateur_engine::{EngineError, Session};
+use secateur_tokenizer::StreamDecoder;
 
 /// A model with a KV cache that is fed token by token.
 pub trait TokenModel {
@@ -60,4 +61,14 @@ pub trait TextDecoder {
 
     /// Appends what is left at the end, broken characters replaced by U+FFFD.
     fn finish(&mut self, out: &mut String);
+}
+
+impl TextDecoder for StreamDecoder {
+    fn push(&mut self, token: u32, out: &mut String) -> Result<(), GenerateError> {
+        StreamDecoder::push(self, token, out).map_err(|source| GenerateError::Decode { token, source })
+    }
+
+    fn finish(&mut self, out: &mut String) {
+        StreamDecoder::finish(self, out);
+    }
 }

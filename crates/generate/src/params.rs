@@ -1,6 +1,7 @@
 //! What a caller may ask of a generation, and the ranges of each setting.
 
 use crate::stop::{MAX_STOP_STRING_BYTES, MAX_STOP_STRINGS};
+use std::hash::{BuildHasher, Hasher, RandomState};
 
 /// Most alternatives reported beside each token.
 pub const MAX_TOP_LOGPROBS: usize = 20;
@@ -58,6 +59,13 @@ impl Default for SamplingParams {
 }
 
 impl SamplingParams {
+    /// A seed that differs from call to call, for requests that name none.
+    #[must_use]
+    pub fn random_seed() -> u64 {
+        // The standard library draws the keys of its hash maps from the system's randomness.
+        RandomState::new().build_hasher().finish()
+    }
+
     /// Checks every range.
     /// # Errors
     /// The first [`ParamError`] found.
@@ -123,5 +131,31 @@ impl GenerateRequest {
             return Err(ParamError { field: "stop", allowed: "at most 16 strings of 1 to 1024 bytes" });
         }
         Ok(())
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn random_seeds_differ() {
+        assert_ne!(SamplingParams::random_seed(), SamplingParams::random_seed());
+    }
+
+    #[test]
+    fn requests_out_of_range_are_named() {
+        let base = GenerateRequest::default;
+        let cases = [
+            ("top_logprobs", GenerateRequest { logprobs: Some(21), ..base() }),
+            ("stop", GenerateRequest { stop_strings: vec![String::new()], ..base() }),
+            ("stop", GenerateRequest { stop_strings: vec!["x".repeat(1025)], ..base() }),
+            ("stop", GenerateRequest { stop_strings: vec!["x".to_owned(); 17], ..base() }),
+        ];
+        for (field, request) in cases {
+            assert_eq!(request.validate(10).unwrap_err().field, field);
+        }
+        let full = GenerateRequest { logprobs: Some(20), stop_strings: vec!["x".repeat(1024); 16], ..base() };
+        assert_eq!(full.validate(10), Ok(()));
     }
 }

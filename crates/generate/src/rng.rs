@@ -2,8 +2,6 @@
 //!
 //! Same seed, same numbers, on every machine. Not for secrets.
 
-use std::hash::{BuildHasher, Hasher, RandomState};
-
 /// Generator of uniform random numbers.
 #[derive(Clone, Debug)]
 pub struct Rng {
@@ -45,13 +43,6 @@ impl Rng {
     }
 }
 
-/// A seed that differs from call to call, for requests that name none.
-#[must_use]
-pub fn random_seed() -> u64 {
-    // The standard library draws the keys of its hash maps from the system's randomness.
-    RandomState::new().build_hasher().finish()
-}
-
 #[cfg(test)]
 mod tests {
     use super::*;
@@ -79,10 +70,5 @@ mod tests {
         for (bucket, &count) in buckets.iter().enumerate() {
             assert!(count.abs_diff(10_000) < 475, "bucket {bucket}: {count}");
         }
-    }
-
-    #[test]
-    fn random_seeds_differ() {
-        assert_ne!(random_seed(), random_seed());
     }
 }

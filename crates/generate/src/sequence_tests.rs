@@ -1,5 +1,6 @@
 use super::*;
 use crate::SamplingParams;
+use secateur_tokenizer::TokenizerError;
 use std::cell::Cell;
 
 /// A model that answers every token with the next letter of a script: after reading `n` tokens it wants token
@@ -75,7 +76,10 @@ impl TextDecoder for Ascii {
                 self.open = false;
                 out.push('é');
             }
-            Some('!') => return Err(GenerateError::Decode { token, source: "no text".into() }),
+            Some('!') => {
+                let source = TokenizerError::TokenOutOfRange { id: token, vocab_size: VOCAB };
+                return Err(GenerateError::Decode { token, source });
+            }
             Some(c) => out.push(c),
             None => {}
         }
