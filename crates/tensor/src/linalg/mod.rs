@@ -69,7 +69,7 @@ pub enum LinalgError {
 
 /// Checks a length; the product is checked because the sizes may come from a file.
 pub(crate) fn check_len(what: &'static str, got: usize, rows: usize, cols: usize) -> Result<(), LinalgError> {
-    let want = rows.checked_mul(cols).unwrap_or(usize::MAX);
+    let want = rows.saturating_mul(cols);
     if want == got { Ok(()) } else { Err(LinalgError::Shape { what, want, got }) }
 }
 

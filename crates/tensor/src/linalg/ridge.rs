@@ -43,8 +43,9 @@ pub fn ridge_solve(
         normal[i * n + i] += lambda;
     }
     let factor = SpdFactor::new(normal, n)?;
-    if n != 0 {
-        check_len("right-hand side", rows.len(), rows.len() / n, n)?;
+    let n_rows = rows.len().checked_div(n).unwrap_or(0);
+    check_len("right-hand side", rows.len(), n_rows, n)?;
+    if n_rows != 0 {
         for (row, prior) in rows.chunks_exact_mut(n).zip(prior.chunks_exact(n)) {
             for ((value, &prior), &lambda) in row.iter_mut().zip(prior).zip(lambda) {
                 *value += lambda * f64::from(prior);

@@ -79,7 +79,7 @@ impl SpdFactor {
     /// # Errors
     /// [`LinalgError::Shape`] when `rhs` does not hold `n` whole rows.
     pub fn whiten_cols(&self, rhs: &mut [f64]) -> Result<(), LinalgError> {
-        let n_rhs = if self.n == 0 { 0 } else { rhs.len() / self.n };
+        let n_rhs = rhs.len().checked_div(self.n).unwrap_or(0);
         check_len("right-hand side", rhs.len(), self.n, n_rhs)?;
         if n_rhs != 0 {
             let columns = MatMut::from_row_major_slice_mut(rhs, self.n, n_rhs);
@@ -93,7 +93,7 @@ impl SpdFactor {
         rhs: &mut [f64],
         solve: impl FnOnce(MatRef<'_, f64>, MatMut<'_, f64>),
     ) -> Result<(), LinalgError> {
-        let n_rhs = if self.n == 0 { 0 } else { rhs.len() / self.n };
+        let n_rhs = rhs.len().checked_div(self.n).unwrap_or(0);
         check_len("right-hand side", rhs.len(), n_rhs, self.n)?;
         if n_rhs != 0 {
             solve(self.lower(), MatMut::from_column_major_slice_mut(rhs, self.n, n_rhs));

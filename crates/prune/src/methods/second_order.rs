@@ -1,0 +1,75 @@
+//! Second-order selection with weight refit: OSSCAR (Meng et al. 2024, arXiv 2403.12983) and Tyr-the-Pruner
+//! (arXiv 2503.09657) on one projection, with the ridge to the original columns.
+
+use super::{Linear, Needs, Recovery, WidthMethod};
+use crate::numeric::NumericError;
+use crate::refit::{Damping, FitProblem, refit};
+use crate::select::{Quadratic, RemovalOptions, remove_units, unit_scores};
+use crate::stats::{LayerStats, TargetStats};
+use std::ops::ControlFlow;
+
+/// Neurons removed at once.
+pub const NEURON_STEP: usize = 64;
+
+/// Selection and refit against the target of the statistics, or the layer's own output when there is none.
+#[derive(Clone, Copy, Debug)]
+pub struct SecondOrder;
+
+/// Runs `work` with the cross products of the target, or of the layer's own output.
+fn with_cross<T>(
+    linear: &Linear<'_>,
+    stats: &LayerStats,
+    work: impl FnOnce(&FitProblem<'_>) -> Result<T, NumericError>,
+) -> Result<T, NumericError> {
+    linear.check(stats, None)?;
+    let own: TargetStats;
+    let target = match &stats.target {
+        Some(_) => stats.target()?,
+        None => {
+            own = stats.own_target(linear.weight)?;
+            &own
+        }
+    };
+    work(&FitProblem::new(stats.gram()?, &target.cross, linear, Damping::DEFAULT)?)
+}
+
+impl WidthMethod for SecondOrder {
+    fn name(&self) -> &'static str {
+        "obs"
+    }
+
+    fn needs(&self) -> Needs {
+        Needs::Gram
+    }
+
+    fn scores(&self, linear: &Linear<'_>, stats: &LayerStats) -> Result<Vec<f64>, NumericError> {
+        with_cross(linear, stats, |problem| unit_scores(&Quadratic::of_weights(problem)?, linear.unit_len))
+    }
+
+    fn select(
+        &self,
+        linear: &Linear<'_>,
+        stats: &LayerStats,
+        keep: usize,
+    ) -> Result<Vec<usize>, NumericError> {
+        let step = if linear.unit_len == 1 { NEURON_STEP } else { 1 };
+        let options = RemovalOptions { unit_len: linear.unit_len, keep, step };
+        with_cross(linear, stats, |problem| {
+            let removal =
+                remove_units(Quadratic::of_weights(problem)?, &options, &mut |_| ControlFlow::Continue(()))?;
+            Ok(removal.kept)
+        })
+    }
+
+    fn recover(
+        &self,
+        linear: &Linear<'_>,
+        stats: &LayerStats,
+        kept: &[usize],
+    ) -> Result<Recovery, NumericError> {
+        linear.check(stats, Some(kept))?;
+        with_cross(linear, stats, |problem| {
+            Ok(Recovery { weight: refit(problem, &linear.columns(kept))?, bias: None })
+        })
+    }
+}
