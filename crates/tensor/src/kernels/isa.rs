@@ -1,0 +1,99 @@
+//! Which instruction set runs the kernels, found once at run time.
+
+#[cfg(target_arch = "aarch64")]
+use super::simd::Neon;
+#[cfg(target_arch = "x86_64")]
+use super::simd::{Avx2, Avx512};
+use super::simd::{Portable, Simd};
+use std::sync::OnceLock;
+
+/// A kernel that can run on any instruction set; implementations mark `run` `#[inline(always)]`.
+pub(crate) trait Kernel {
+    type Output;
+    fn run<S: Simd>(self, simd: S) -> Self::Output;
+}
+
+/// An instruction set that this machine has; the variants hold the proof.
+#[derive(Clone, Copy, Debug)]
+pub(crate) enum Isa {
+    Portable(Portable),
+    #[cfg(target_arch = "x86_64")]
+    Avx2(Avx2),
+    #[cfg(target_arch = "x86_64")]
+    Avx512(Avx512),
+    #[cfg(target_arch = "aarch64")]
+    Neon(Neon),
+}
+
+impl Isa {
+    /// The best set of this machine.
+    #[inline]
+    pub(crate) fn detect() -> Self {
+        static BEST: OnceLock<Isa> = OnceLock::new();
+        *BEST.get_or_init(|| Self::all().last().copied().unwrap_or(Self::Portable(Portable)))
+    }
+
+    /// Every set of this machine, the best last.
+    pub(crate) fn all() -> Vec<Self> {
+        let mut all = vec![Self::Portable(Portable)];
+        #[cfg(target_arch = "x86_64")]
+        {
+            all.extend(Avx2::new().map(Self::Avx2));
+            all.extend(Avx512::new().map(Self::Avx512));
+        }
+        #[cfg(target_arch = "aarch64")]
+        all.extend(Neon::new().map(Self::Neon));
+        all
+    }
+
+    /// Name for reports.
+    pub(crate) const fn name(self) -> &'static str {
+        match self {
+            Self::Portable(_) => "portable",
+            #[cfg(target_arch = "x86_64")]
+            Self::Avx2(_) => "avx2+fma+f16c",
+            #[cfg(target_arch = "x86_64")]
+            Self::Avx512(_) => "avx512f+bw+vl",
+            #[cfg(target_arch = "aarch64")]
+            Self::Neon(_) => "neon",
+        }
+    }
+
+    /// Runs `kernel` compiled for this set.
+    #[inline]
+    pub(crate) fn dispatch<K: Kernel>(self, kernel: K) -> K::Output {
+        match self {
+            Self::Portable(simd) => simd.call(kernel),
+            #[cfg(target_arch = "x86_64")]
+            Self::Avx2(simd) => simd.call(kernel),
+            #[cfg(target_arch = "x86_64")]
+            Self::Avx512(simd) => simd.call(kernel),
+            #[cfg(target_arch = "aarch64")]
+            Self::Neon(simd) => simd.call(kernel),
+        }
+    }
+}
+
+/// What the kernels run on, for reports.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct KernelInfo {
+    /// Instruction set.
+    pub isa: &'static str,
+    /// f32 values in one vector.
+    pub f32_lanes: usize,
+}
+
+/// The instruction set that runs the kernels of this process.
+#[must_use]
+pub fn active_isa() -> KernelInfo {
+    struct Lanes;
+    impl Kernel for Lanes {
+        type Output = usize;
+        #[inline(always)]
+        fn run<S: Simd>(self, _simd: S) -> usize {
+            S::LANES
+        }
+    }
+    let isa = Isa::detect();
+    KernelInfo { isa: isa.name(), f32_lanes: isa.dispatch(Lanes) }
+}

@@ -1,0 +1,224 @@
+//! Eight lanes: x86-64 with AVX2, FMA and F16C.
+
+use super::{Kernel, Simd};
+use std::arch::x86_64::*;
+
+/// Proof that the CPU has AVX2, FMA and F16C.
+#[derive(Clone, Copy, Debug)]
+pub(crate) struct Avx2(());
+
+impl Avx2 {
+    pub(crate) fn new() -> Option<Self> {
+        let all = is_x86_feature_detected!("avx2")
+            && is_x86_feature_detected!("fma")
+            && is_x86_feature_detected!("f16c");
+        all.then_some(Self(()))
+    }
+}
+
+#[target_feature(enable = "avx2,fma,f16c")]
+#[inline(never)]
+fn run<K: Kernel>(simd: Avx2, kernel: K) -> K::Output {
+    kernel.run(simd)
+}
+
+/// Calls an intrinsic on register values.
+macro_rules! op {
+    ($call:expr) => {
+        // SAFETY: `self` proves that the CPU has the instruction, and only register values are used.
+        unsafe { $call }
+    };
+}
+
+impl Simd for Avx2 {
+    type F = __m256;
+    type I = __m256i;
+    const LANES: usize = 8;
+    // 4 x 3 sums, 3 vectors of b and one broadcast fill the 16 registers.
+    const MR: usize = 4;
+
+    #[inline]
+    fn call<K: Kernel>(self, kernel: K) -> K::Output {
+        // SAFETY: `self` proves that the CPU has the features.
+        unsafe { run(self, kernel) }
+    }
+
+    #[inline(always)]
+    fn splat(self, value: f32) -> Self::F {
+        op!(_mm256_set1_ps(value))
+    }
+    #[inline(always)]
+    fn add(self, a: Self::F, b: Self::F) -> Self::F {
+        op!(_mm256_add_ps(a, b))
+    }
+    #[inline(always)]
+    fn sub(self, a: Self::F, b: Self::F) -> Self::F {
+        op!(_mm256_sub_ps(a, b))
+    }
+    #[inline(always)]
+    fn mul(self, a: Self::F, b: Self::F) -> Self::F {
+        op!(_mm256_mul_ps(a, b))
+    }
+    #[inline(always)]
+    fn div(self, a: Self::F, b: Self::F) -> Self::F {
+        op!(_mm256_div_ps(a, b))
+    }
+    #[inline(always)]
+    fn fma(self, a: Self::F, b: Self::F, c: Self::F) -> Self::F {
+        op!(_mm256_fmadd_ps(a, b, c))
+    }
+    #[inline(always)]
+    fn max(self, a: Self::F, b: Self::F) -> Self::F {
+        op!(_mm256_max_ps(a, b))
+    }
+    #[inline(always)]
+    fn min(self, a: Self::F, b: Self::F) -> Self::F {
+        op!(_mm256_min_ps(a, b))
+    }
+    #[inline(always)]
+    fn zero_if_at_most(self, x: Self::F, bound: Self::F, value: Self::F) -> Self::F {
+        op!(_mm256_andnot_ps(_mm256_cmp_ps::<_CMP_LE_OQ>(x, bound), value))
+    }
+    #[inline(always)]
+    fn sum(self, a: Self::F) -> f32 {
+        op!({
+            let half = _mm_add_ps(_mm256_castps256_ps128(a), _mm256_extractf128_ps::<1>(a));
+            let pair = _mm_add_ps(half, _mm_movehl_ps(half, half));
+            _mm_cvtss_f32(_mm_add_ss(pair, _mm_movehdup_ps(pair)))
+        })
+    }
+    #[inline(always)]
+    fn max_lane(self, a: Self::F) -> f32 {
+        op!({
+            let half = _mm_max_ps(_mm256_castps256_ps128(a), _mm256_extractf128_ps::<1>(a));
+            let pair = _mm_max_ps(half, _mm_movehl_ps(half, half));
+            _mm_cvtss_f32(_mm_max_ss(pair, _mm_movehdup_ps(pair)))
+        })
+    }
+
+    #[inline(always)]
+    fn splat_i(self, value: i32) -> Self::I {
+        op!(_mm256_set1_epi32(value))
+    }
+    #[inline(always)]
+    fn and_i(self, a: Self::I, b: Self::I) -> Self::I {
+        op!(_mm256_and_si256(a, b))
+    }
+    #[inline(always)]
+    fn shr_i<const N: i32>(self, a: Self::I) -> Self::I {
+        op!(_mm256_srli_epi32::<N>(a))
+    }
+    #[inline(always)]
+    fn shl_i<const N: i32>(self, a: Self::I) -> Self::I {
+        op!(_mm256_slli_epi32::<N>(a))
+    }
+    #[inline(always)]
+    fn add_i(self, a: Self::I, b: Self::I) -> Self::I {
+        op!(_mm256_add_epi32(a, b))
+    }
+    #[inline(always)]
+    fn to_f(self, a: Self::I) -> Self::F {
+        op!(_mm256_cvtepi32_ps(a))
+    }
+    #[inline(always)]
+    fn round_to_i(self, a: Self::F) -> Self::I {
+        op!(_mm256_cvtps_epi32(a))
+    }
+    #[inline(always)]
+    fn bits_to_f(self, a: Self::I) -> Self::F {
+        op!(_mm256_castsi256_ps(a))
+    }
+
+    #[inline(always)]
+    unsafe fn load(self, from: *const f32) -> Self::F {
+        // SAFETY: the caller vouches for the memory, `self` for the CPU.
+        unsafe { _mm256_loadu_ps(from) }
+    }
+    #[inline(always)]
+    unsafe fn store(self, to: *mut f32, value: Self::F) {
+        // SAFETY: as in `load`.
+        unsafe { _mm256_storeu_ps(to, value) }
+    }
+    #[inline(always)]
+    unsafe fn load_f16(self, from: *const u8) -> Self::F {
+        // SAFETY: as in `load`.
+        unsafe { _mm256_cvtph_ps(_mm_loadu_si128(from.cast())) }
+    }
+    #[inline(always)]
+    unsafe fn load_bf16(self, from: *const u8) -> Self::F {
+        // SAFETY: as in `load`.
+        unsafe {
+            let wide = _mm256_cvtepu16_epi32(_mm_loadu_si128(from.cast()));
+            _mm256_castsi256_ps(_mm256_slli_epi32::<16>(wide))
+        }
+    }
+    #[inline(always)]
+    unsafe fn load_u8(self, from: *const u8) -> Self::I {
+        // SAFETY: as in `load`.
+        unsafe { _mm256_cvtepu8_epi32(_mm_loadl_epi64(from.cast())) }
+    }
+    #[inline(always)]
+    unsafe fn load_i8(self, from: *const u8) -> Self::I {
+        // SAFETY: as in `load`.
+        unsafe { _mm256_cvtepi8_epi32(_mm_loadl_epi64(from.cast())) }
+    }
+    #[inline(always)]
+    unsafe fn splat_f16(self, from: *const u8) -> Self::F {
+        // SAFETY: as in `load`.
+        unsafe { _mm256_cvtph_ps(_mm_set1_epi16(from.cast::<i16>().read_unaligned())) }
+    }
+
+    #[inline(always)]
+    unsafe fn transpose_block(self, from: *const f32, from_stride: usize, to: *mut f32, to_stride: usize) {
+        // SAFETY: the caller vouches for the memory, `self` for the CPU.
+        unsafe {
+            for col in [0, 4] {
+                let rows = [0, 1, 2, 3].map(
+                    #[inline(always)]
+                    |row| {
+                        // Rows r and r + 4 side by side, so that the shuffles need not cross halves.
+                        let low = _mm_loadu_ps(from.add(row * from_stride + col));
+                        let high = _mm_loadu_ps(from.add((row + 4) * from_stride + col));
+                        _mm256_insertf128_ps::<1>(_mm256_castps128_ps256(low), high)
+                    },
+                );
+                for (idx, column) in transpose_halves(rows).into_iter().enumerate() {
+                    _mm256_storeu_ps(to.add((col + idx) * to_stride), column);
+                }
+            }
+        }
+    }
+
+    #[inline(always)]
+    unsafe fn interleave_rows(self, from: *const f32, from_stride: usize, to: *mut f32) {
+        // SAFETY: the caller vouches for the memory, `self` for the CPU.
+        unsafe {
+            let rows = [0, 1, 2, 3].map(
+                #[inline(always)]
+                |row| _mm256_loadu_ps(from.add(row * from_stride)),
+            );
+            for (idx, columns) in transpose_halves(rows).into_iter().enumerate() {
+                _mm_storeu_ps(to.add(idx * 4), _mm256_castps256_ps128(columns));
+                _mm_storeu_ps(to.add((idx + 4) * 4), _mm256_extractf128_ps::<1>(columns));
+            }
+        }
+    }
+}
+
+/// Transposes the 4 x 4 values in the low halves of `rows`, and likewise those in the high halves.
+/// # Safety
+/// The CPU has AVX.
+#[inline(always)]
+unsafe fn transpose_halves([a, b, c, d]: [__m256; 4]) -> [__m256; 4] {
+    // SAFETY: the caller vouches for the CPU.
+    unsafe {
+        let (ab_low, ab_high) = (_mm256_unpacklo_ps(a, b), _mm256_unpackhi_ps(a, b));
+        let (cd_low, cd_high) = (_mm256_unpacklo_ps(c, d), _mm256_unpackhi_ps(c, d));
+        [
+            _mm256_shuffle_ps::<0x44>(ab_low, cd_low),
+            _mm256_shuffle_ps::<0xEE>(ab_low, cd_low),
+            _mm256_shuffle_ps::<0x44>(ab_high, cd_high),
+            _mm256_shuffle_ps::<0xEE>(ab_high, cd_high),
+        ]
+    }
+}

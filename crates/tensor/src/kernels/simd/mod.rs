@@ -1,0 +1,135 @@
+//! One vocabulary of vector operations for every instruction set.
+//!
+//! Kernels are written once over [`Simd`] and instantiated per instruction set by `Isa::dispatch`. A value of
+//! an implementing type is the proof that the CPU has the instructions: each has one constructor that checks.
+//! Every operation is exactly rounded or defined bit by bit, except that the portable set multiplies and adds
+//! in two steps where the others fuse, so results differ between instruction sets only by rounding.
+
+use super::isa::Kernel;
+
+#[cfg(target_arch = "x86_64")]
+mod avx2;
+#[cfg(target_arch = "x86_64")]
+mod avx512;
+#[cfg(target_arch = "aarch64")]
+mod neon;
+mod portable;
+
+#[cfg(target_arch = "x86_64")]
+pub(crate) use avx2::Avx2;
+#[cfg(target_arch = "x86_64")]
+pub(crate) use avx512::Avx512;
+#[cfg(target_arch = "aarch64")]
+pub(crate) use neon::Neon;
+pub(crate) use portable::Portable;
+
+/// The most lanes of any instruction set.
+pub(crate) const MAX_LANES: usize = 16;
+
+/// Vector operations over f32 lanes and i32 lanes of the same number.
+///
+/// All methods must be inlined into a function that enables the instruction set; `Isa::dispatch` does that.
+pub(crate) trait Simd: Copy + Send + Sync + 'static {
+    /// f32 lanes.
+    type F: Copy;
+    /// i32 lanes.
+    type I: Copy;
+    /// Lanes of `F` and `I`: 4, 8 or 16.
+    const LANES: usize;
+    /// Rows of the tile of the matrix microkernel; with [`Self::NV`] chosen so that it fits the registers.
+    const MR: usize;
+    /// Vectors in a row of that tile.
+    const NV: usize = 3;
+
+    /// Runs `kernel` as a function of its own, compiled for this set: for bodies that several kernels share.
+    fn call<K: Kernel>(self, kernel: K) -> K::Output;
+
+    fn splat(self, value: f32) -> Self::F;
+    fn add(self, a: Self::F, b: Self::F) -> Self::F;
+    fn sub(self, a: Self::F, b: Self::F) -> Self::F;
+    fn mul(self, a: Self::F, b: Self::F) -> Self::F;
+    fn div(self, a: Self::F, b: Self::F) -> Self::F;
+    /// `a * b + c`.
+    fn fma(self, a: Self::F, b: Self::F, c: Self::F) -> Self::F;
+    /// The greater of each lane; `b` where either is NaN.
+    fn max(self, a: Self::F, b: Self::F) -> Self::F;
+    /// The lesser of each lane; `b` where either is NaN.
+    fn min(self, a: Self::F, b: Self::F) -> Self::F;
+    /// 0 where `x <= bound`, else `value`, also where `x` is NaN.
+    fn zero_if_at_most(self, x: Self::F, bound: Self::F, value: Self::F) -> Self::F;
+    /// Sum of all lanes, in an order fixed per instruction set.
+    fn sum(self, a: Self::F) -> f32;
+    /// Greatest lane; which one is left open when one is NaN.
+    fn max_lane(self, a: Self::F) -> f32;
+
+    fn splat_i(self, value: i32) -> Self::I;
+    fn and_i(self, a: Self::I, b: Self::I) -> Self::I;
+    /// `a >> N`, filled with zeros.
+    fn shr_i<const N: i32>(self, a: Self::I) -> Self::I;
+    /// `a << N`.
+    fn shl_i<const N: i32>(self, a: Self::I) -> Self::I;
+    fn add_i(self, a: Self::I, b: Self::I) -> Self::I;
+    fn to_f(self, a: Self::I) -> Self::F;
+    /// Nearest integer, ties to even, of values within +-2^22.
+    fn round_to_i(self, a: Self::F) -> Self::I;
+    /// The same bits as f32.
+    fn bits_to_f(self, a: Self::I) -> Self::F;
+
+    /// Reads `LANES` values.
+    /// # Safety
+    /// They can be read.
+    unsafe fn load(self, from: *const f32) -> Self::F;
+    /// Writes `LANES` values.
+    /// # Safety
+    /// They can be written.
+    unsafe fn store(self, to: *mut f32, value: Self::F);
+    /// Reads `LANES` f16 values, little-endian, at any address.
+    /// # Safety
+    /// `2 * LANES` bytes can be read.
+    unsafe fn load_f16(self, from: *const u8) -> Self::F;
+    /// Reads `LANES` bf16 values, little-endian, at any address.
+    /// # Safety
+    /// `2 * LANES` bytes can be read.
+    unsafe fn load_bf16(self, from: *const u8) -> Self::F;
+    /// Reads `LANES` bytes.
+    /// # Safety
+    /// They can be read.
+    unsafe fn load_u8(self, from: *const u8) -> Self::I;
+    /// Reads `LANES` bytes with sign.
+    /// # Safety
+    /// They can be read.
+    unsafe fn load_i8(self, from: *const u8) -> Self::I;
+
+    /// Reads one f16 and copies it to all lanes.
+    /// # Safety
+    /// Two bytes can be read.
+    unsafe fn splat_f16(self, from: *const u8) -> Self::F;
+
+    /// Writes the transpose of `LANES` rows of `LANES` values: row `r` starts at `from + r * from_stride`, and
+    /// column `c` of the source becomes `LANES` values at `to + c * to_stride`.
+    /// # Safety
+    /// All of them can be read and written, and do not overlap.
+    #[inline(always)]
+    unsafe fn transpose_block(self, from: *const f32, from_stride: usize, to: *mut f32, to_stride: usize) {
+        for col in 0..Self::LANES {
+            for row in 0..Self::LANES {
+                // SAFETY: the caller vouches for the whole block.
+                unsafe { *to.add(col * to_stride + row) = *from.add(row * from_stride + col) };
+            }
+        }
+    }
+
+    /// Interleaves `MR` rows of `LANES` values: value `c` of row `r`, read at `from + r * from_stride + c`, goes to
+    /// `to + c * MR + r`.
+    /// # Safety
+    /// All of them can be read and written, and do not overlap.
+    #[inline(always)]
+    unsafe fn interleave_rows(self, from: *const f32, from_stride: usize, to: *mut f32) {
+        for col in 0..Self::LANES {
+            for row in 0..Self::MR {
+                // SAFETY: the caller vouches for all of it.
+                unsafe { *to.add(col * Self::MR + row) = *from.add(row * from_stride + col) };
+            }
+        }
+    }
+}

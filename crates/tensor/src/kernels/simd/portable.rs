@@ -1,0 +1,150 @@
+//! Four lanes in plain Rust, for CPUs without a set of their own here; the compiler makes of it what it can.
+
+use super::{Kernel, Simd};
+use half::{bf16, f16};
+
+/// Plain Rust: always there.
+#[derive(Clone, Copy, Debug)]
+pub(crate) struct Portable;
+
+macro_rules! lanes {
+    (|$lane:ident| $value:expr) => {
+        std::array::from_fn::<_, 4, _>(
+            #[inline(always)]
+            |$lane| $value,
+        )
+    };
+}
+
+impl Simd for Portable {
+    type F = [f32; 4];
+    type I = [i32; 4];
+    const LANES: usize = 4;
+    const MR: usize = 4;
+
+    #[inline(never)]
+    fn call<K: Kernel>(self, kernel: K) -> K::Output {
+        kernel.run(self)
+    }
+
+    #[inline(always)]
+    fn splat(self, value: f32) -> Self::F {
+        [value; 4]
+    }
+    #[inline(always)]
+    fn add(self, a: Self::F, b: Self::F) -> Self::F {
+        lanes!(|i| a[i] + b[i])
+    }
+    #[inline(always)]
+    fn sub(self, a: Self::F, b: Self::F) -> Self::F {
+        lanes!(|i| a[i] - b[i])
+    }
+    #[inline(always)]
+    fn mul(self, a: Self::F, b: Self::F) -> Self::F {
+        lanes!(|i| a[i] * b[i])
+    }
+    #[inline(always)]
+    fn div(self, a: Self::F, b: Self::F) -> Self::F {
+        lanes!(|i| a[i] / b[i])
+    }
+    #[inline(always)]
+    fn fma(self, a: Self::F, b: Self::F, c: Self::F) -> Self::F {
+        lanes!(|i| a[i] * b[i] + c[i])
+    }
+    #[inline(always)]
+    fn max(self, a: Self::F, b: Self::F) -> Self::F {
+        lanes!(|i| if a[i] > b[i] { a[i] } else { b[i] })
+    }
+    #[inline(always)]
+    fn min(self, a: Self::F, b: Self::F) -> Self::F {
+        lanes!(|i| if a[i] < b[i] { a[i] } else { b[i] })
+    }
+    #[inline(always)]
+    fn zero_if_at_most(self, x: Self::F, bound: Self::F, value: Self::F) -> Self::F {
+        lanes!(|i| if x[i] <= bound[i] { 0.0 } else { value[i] })
+    }
+    #[inline(always)]
+    fn sum(self, a: Self::F) -> f32 {
+        (a[0] + a[2]) + (a[1] + a[3])
+    }
+    #[inline(always)]
+    fn max_lane(self, a: Self::F) -> f32 {
+        a[0].max(a[2]).max(a[1].max(a[3]))
+    }
+
+    #[inline(always)]
+    fn splat_i(self, value: i32) -> Self::I {
+        [value; 4]
+    }
+    #[inline(always)]
+    fn and_i(self, a: Self::I, b: Self::I) -> Self::I {
+        lanes!(|i| a[i] & b[i])
+    }
+    #[inline(always)]
+    fn shr_i<const N: i32>(self, a: Self::I) -> Self::I {
+        lanes!(|i| (a[i] as u32 >> N) as i32)
+    }
+    #[inline(always)]
+    fn shl_i<const N: i32>(self, a: Self::I) -> Self::I {
+        lanes!(|i| a[i] << N)
+    }
+    #[inline(always)]
+    fn add_i(self, a: Self::I, b: Self::I) -> Self::I {
+        lanes!(|i| a[i].wrapping_add(b[i]))
+    }
+    #[inline(always)]
+    fn to_f(self, a: Self::I) -> Self::F {
+        lanes!(|i| a[i] as f32)
+    }
+    #[inline(always)]
+    fn round_to_i(self, a: Self::F) -> Self::I {
+        // Adding 1.5 * 2^23 leaves the nearest integer, ties to even, in the low bits of the mantissa.
+        const MAGIC: f32 = 12_582_912.0;
+        lanes!(|i| (a[i] + MAGIC).to_bits().wrapping_sub(MAGIC.to_bits()) as i32)
+    }
+    #[inline(always)]
+    fn bits_to_f(self, a: Self::I) -> Self::F {
+        lanes!(|i| f32::from_bits(a[i] as u32))
+    }
+
+    #[inline(always)]
+    unsafe fn load(self, from: *const f32) -> Self::F {
+        // SAFETY: the caller vouches for four values.
+        unsafe { from.cast::<[f32; 4]>().read_unaligned() }
+    }
+    #[inline(always)]
+    unsafe fn store(self, to: *mut f32, value: Self::F) {
+        // SAFETY: the caller vouches for four values.
+        unsafe { to.cast::<[f32; 4]>().write_unaligned(value) }
+    }
+    #[inline(always)]
+    unsafe fn load_f16(self, from: *const u8) -> Self::F {
+        // SAFETY: the caller vouches for eight bytes.
+        let bytes = unsafe { from.cast::<[[u8; 2]; 4]>().read_unaligned() };
+        lanes!(|i| f16::from_le_bytes(bytes[i]).to_f32_const())
+    }
+    #[inline(always)]
+    unsafe fn load_bf16(self, from: *const u8) -> Self::F {
+        // SAFETY: the caller vouches for eight bytes.
+        let bytes = unsafe { from.cast::<[[u8; 2]; 4]>().read_unaligned() };
+        lanes!(|i| bf16::from_le_bytes(bytes[i]).to_f32_const())
+    }
+    #[inline(always)]
+    unsafe fn load_u8(self, from: *const u8) -> Self::I {
+        // SAFETY: the caller vouches for four bytes.
+        let bytes = unsafe { from.cast::<[u8; 4]>().read_unaligned() };
+        lanes!(|i| i32::from(bytes[i]))
+    }
+    #[inline(always)]
+    unsafe fn load_i8(self, from: *const u8) -> Self::I {
+        // SAFETY: the caller vouches for four bytes.
+        let bytes = unsafe { from.cast::<[i8; 4]>().read_unaligned() };
+        lanes!(|i| i32::from(bytes[i]))
+    }
+    #[inline(always)]
+    unsafe fn splat_f16(self, from: *const u8) -> Self::F {
+        // SAFETY: the caller vouches for two bytes.
+        let bytes = unsafe { from.cast::<[u8; 2]>().read_unaligned() };
+        [f16::from_le_bytes(bytes).to_f32_const(); 4]
+    }
+}
