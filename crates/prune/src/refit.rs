@@ -4,17 +4,19 @@
 //! `||T - Z_S W_S'||^2 + sum over j in S of lambda_j ||W_j - W0_j||^2`, so
 //! `W_S = W0_S + ((G_SS + L)^-1 (C_S - G_SS W0_S'))'`: OSSCAR (Meng et al. 2024, arXiv 2403.12983, the solve
 //! after eq. 3) with a ridge that pulls to the original columns instead of to zero.
-//! Memory: `8 s^2 + 8 s d` bytes for s kept columns, beyond the inputs.
+//! Memory: `8 s^2 + 4 s d` bytes for s kept columns and a panel of `8 * 128 s`, beyond the inputs.
 
 use crate::methods::{Linear, Recovery};
 use crate::numeric::{NumericError, check_len, check_rising};
 use crate::stats::{LayerStats, apply};
 use secateur_tensor::linalg::{
-    LinalgError, Operand, Product, SpdFactor, gather_symmetric, multiply, ridge_solve,
+    LinalgError, Operand, Product, SpdFactor, check_finite, gather_symmetric, multiply,
 };
 
 /// Rows of a Gram matrix that are widened to f64 at once.
 const PANEL: usize = 64;
+/// Outputs that are solved at once.
+const SOLVE_PANEL: usize = 128;
 
 /// Ridge per coordinate: `lambda_j = of_diagonal * G_jj + of_median * median(diag G)`.
 ///
@@ -123,40 +125,43 @@ impl<'a> FitProblem<'a> {
         self.n_out
     }
 
-    /// Solves on `columns` (rising); returns the weights `[d, columns]` and the factor of `G_SS + L_S`.
+    /// Solves on `columns` (rising), in the form `(G + L) W' = C + L W0'`, which is the refit's without the
+    /// product `G W0'`; returns the weights `[d, columns]` and the factor of `G_SS + L_S`.
     pub(crate) fn solve(&self, columns: &[usize]) -> Result<(Vec<f32>, SpdFactor), NumericError> {
         check_rising("kept columns", columns, self.n_in)?;
         let n = columns.len();
         let mut normal = gather_symmetric(self.gram, self.n_in, columns)?;
-        let mut rows = vec![0.0f64; self.n_out * n];
-        let mut prior = vec![0.0f32; self.n_out * n];
-        for (at, &column) in columns.iter().enumerate() {
-            let cross = &self.cross[column * self.n_out..(column + 1) * self.n_out];
-            for (out, &cross) in cross.iter().enumerate() {
-                rows[out * n + at] = f64::from(cross);
-                prior[out * n + at] = self.prior[out * self.n_in + column];
+        let inputs = self
+            .means
+            .map(|means| -> Vec<f64> { columns.iter().map(|&column| means.inputs[column]).collect() });
+        if let (Some(means), Some(inputs)) = (&self.means, &inputs) {
+            for (row, left) in normal.chunks_exact_mut(n.max(1)).zip(inputs) {
+                row.iter_mut().zip(inputs).for_each(|(value, right)| *value -= left * right / means.n_tokens);
             }
         }
-        if let Some(means) = &self.means {
-            let inputs: Vec<f64> = columns.iter().map(|&column| means.inputs[column]).collect();
-            subtract_outer(&mut normal, &inputs, &inputs, means.n_tokens);
-            subtract_outer(&mut rows, means.target, &inputs, means.n_tokens);
+        for (at, &column) in columns.iter().enumerate() {
+            normal[at * n + at] += self.lambda[column];
         }
-        let lambda: Vec<f64> = columns.iter().map(|&column| self.lambda[column]).collect();
-        let factor = ridge_solve(normal, &lambda, &prior, &mut rows)?;
-        for (to, from) in prior.iter_mut().zip(&rows) {
-            *to = *from as f32;
+        let factor = SpdFactor::new(normal, n)?;
+        // A panel of outputs at a time: the f64 right-hand sides of all of them would double the peak.
+        let mut weight = Vec::with_capacity(self.n_out * n);
+        let mut rows = Vec::with_capacity(SOLVE_PANEL.min(self.n_out) * n);
+        for start in (0..self.n_out).step_by(SOLVE_PANEL) {
+            rows.clear();
+            for out in start..(start + SOLVE_PANEL).min(self.n_out) {
+                let mean = self.means.map(|means| means.target[out] / means.n_tokens);
+                rows.extend(columns.iter().enumerate().map(|(at, &column)| {
+                    let cross = f64::from(self.cross[column * self.n_out + out]);
+                    let centre = inputs.as_ref().zip(mean).map_or(0.0, |(inputs, mean)| inputs[at] * mean);
+                    let prior = f64::from(self.prior[out * self.n_in + column]);
+                    cross - centre + self.lambda[column] * prior
+                }));
+            }
+            check_finite("right-hand side", &rows)?;
+            factor.solve_rows(&mut rows)?;
+            weight.extend(rows.iter().map(|&value| value as f32));
         }
-        Ok((prior, factor))
-    }
-}
-
-/// `matrix[i, j] -= rows[i] * cols[j] / n`.
-fn subtract_outer(matrix: &mut [f64], rows: &[f64], cols: &[f64], n: f64) {
-    for (values, row) in matrix.chunks_exact_mut(cols.len().max(1)).zip(rows) {
-        for (value, col) in values.iter_mut().zip(cols) {
-            *value -= row * col / n;
-        }
+        Ok((weight, factor))
     }
 }
 

@@ -7,6 +7,9 @@
 use crate::numeric::{NumericError, check_len};
 use secateur_tensor::linalg::{Operand, Product, multiply};
 
+/// Rows of the Gram matrix that are widened to f64 at once.
+const PANEL: usize = 64;
+
 /// Sums over tokens for one projection.
 #[derive(Clone, Debug, Default)]
 pub struct LayerStats {
@@ -129,17 +132,30 @@ impl LayerStats {
         Ok(())
     }
 
-    /// Sums of the own output `Z W0'`: cross `G W0'`, sum `W0 sum(z)`, energy `tr(W0 G W0')`.
+    /// Sums of the own output `Z W0'`: cross `G W0'`, sum `W0 sum(z)`, energy `tr(W0 G W0')`. Takes `8 k d`
+    /// bytes besides the result.
     /// # Errors
     /// [`NumericError::Missing`] without Gram, [`NumericError::Shape`].
     pub fn own_target(&self, weight: &[f32]) -> Result<TargetStats, NumericError> {
         let (k, d) = (self.n_in, self.n_out);
         let gram = self.gram()?;
         check_len("weight", weight.len(), d, k)?;
-        let mut cross = vec![0.0f32; k * d];
-        let weight_t = Operand::new(weight, d, k).t();
-        multiply(Operand::new(gram, k, k), weight_t, Product::Replace(1.0), &mut cross)?;
-        let energy = inner_transposed(weight, &cross, k);
+        // In f64: with massive activations a few terms of each sum are thousands of times the others, and the
+        // ridge of a small column is not far above the rounding of an f32 sum.
+        let wide: Vec<f64> = weight.iter().copied().map(f64::from).collect();
+        let weight_t = Operand::new(&wide, d, k).t();
+        let mut cross = Vec::with_capacity(k * d);
+        let mut energy = 0.0;
+        for (panel_idx, rows) in gram.chunks(PANEL * k.max(1)).enumerate() {
+            let rows: Vec<f64> = rows.iter().copied().map(f64::from).collect();
+            let n_rows = rows.len() / k.max(1);
+            let mut product = vec![0.0f64; n_rows * d];
+            multiply(Operand::new(&rows, n_rows, k), weight_t, Product::Replace(1.0), &mut product)?;
+            for (at, value) in product.iter().enumerate() {
+                energy += value * wide[at % d * k + panel_idx * PANEL + at / d];
+            }
+            cross.extend(product.iter().map(|&value| value as f32));
+        }
         Ok(TargetStats { cross, sum: apply(weight, &self.sum), energy })
     }
 }

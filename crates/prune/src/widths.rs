@@ -133,7 +133,9 @@ impl Allocation<'_> {
     }
 
     fn cost(&self, s: usize, to: usize) -> f64 {
-        self.stacks[s].damage[to] - self.stacks[s].damage[self.at[s]]
+        let (from, to) = (self.stacks[s].damage[self.at[s]], self.stacks[s].damage[to]);
+        // A difference of infinities is no number, and would win every comparison by losing none.
+        if to.is_infinite() { to } else { to - from }
     }
 
     /// The move with the least damage per parameter that removes at most `limit`; of equal ones the earlier
@@ -171,8 +173,8 @@ impl Allocation<'_> {
     }
 }
 
-/// Shares out the removal of `remove_params` parameters by marginal damage, never more than was asked by
-/// more than half of the smallest step, so that the sum comes as close as the widths allow.
+/// Shares out the removal of `remove_params` parameters by marginal damage per parameter. No move exceeds the
+/// budget; at the end one small step may, when the sum comes closer to what was asked with it than without.
 ///
 /// `all_params`: what [`BUDGET_TOLERANCE`] is a share of. Deterministic: ties go to the earlier stack.
 /// # Errors

@@ -74,7 +74,9 @@ pub(crate) fn check_len(what: &'static str, got: usize, rows: usize, cols: usize
 }
 
 /// Refuses NaN and infinity, which a factorisation would smear over the whole result.
-pub(crate) fn check_finite(what: &'static str, values: &[f64]) -> Result<(), LinalgError> {
+/// # Errors
+/// [`LinalgError::NotFinite`] with the first position.
+pub fn check_finite(what: &'static str, values: &[f64]) -> Result<(), LinalgError> {
     // The sum over a chunk is finite exactly when all are (or overflows, which is then looked at in detail).
     for (chunk_idx, chunk) in values.chunks(4096).enumerate() {
         if !chunk.iter().map(|value| value * 0.0).sum::<f64>().is_finite()
