@@ -4,6 +4,7 @@
 //!   configuration, the shape of every weight. It hands out weights as views into the mapping.
 //! - [`Mapped`] is the mapping; its pages are given back when they are not needed.
 //! - [`Vocab`] is the vocabulary as plain data.
+//! - [`write_gguf`] streams a model into a new file that is either whole or not there.
 //!
 //! A broken file is a [`ModelFileError`], never a panic; what is allocated for it is bounded by [`limits`].
 #![deny(unsafe_code)]
@@ -19,6 +20,7 @@ mod model;
 mod names;
 mod tensor_info;
 mod vocab;
+mod write;
 
 pub use error::{ModelFileError, WriteError};
 pub use gguf::limits;
@@ -28,3 +30,4 @@ pub use metadata::Metadata;
 pub use model::ModelFile;
 pub use tensor_info::TensorInfo;
 pub use vocab::Vocab;
+pub use write::{BLOCK_VALUES, WriteOptions, Written, stored_dtype, write_gguf};

@@ -55,6 +55,11 @@ impl Metadata {
         Some(self.pairs.remove(idx).1)
     }
 
+    /// Keeps the pairs whose key passes.
+    pub(crate) fn retain(&mut self, keep: impl Fn(&str) -> bool) {
+        self.pairs.retain(|(key, _)| keep(key));
+    }
+
     /// Renames every key that begins with `from` so that it begins with `to`; values stay in place.
     pub(crate) fn rename_prefix(&mut self, from: &str, to: &str) {
         for (key, _) in &mut self.pairs {
