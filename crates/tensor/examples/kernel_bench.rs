@@ -7,7 +7,7 @@
 use bytes::Bytes;
 use secateur_tensor::kernels::{
     AttentionArgs, AttentionScratch, KvSlice, MatmulScratch, ThreadPool, active_isa, attention,
-    cross_accumulate, gram_accumulate, matmul, rms_norm, silu_mul, softmax_in_place,
+    cross_accumulate, gram_accumulate, matmul, multiply_add_loop, rms_norm, silu_mul, softmax_in_place,
 };
 use secateur_tensor::{DType, WeightMatrix};
 use std::hint::black_box;
@@ -15,6 +15,9 @@ use std::time::Instant;
 
 /// Time given to one figure, in seconds.
 const BUDGET_S: f64 = 0.6;
+
+/// Steps of the loop that measures the peak.
+const PEAK_STEPS: usize = 100_000;
 
 /// Dtypes with a vector form.
 const DTYPES: [DType; 6] = [DType::F32, DType::F16, DType::BF16, DType::Q8_0, DType::Q4_0, DType::Q4_1];
@@ -25,6 +28,11 @@ struct Bench {
 }
 
 impl Bench {
+    /// Whether a figure whose name starts like this is asked for; spares its preparation otherwise.
+    fn wants(&self, group: &str) -> bool {
+        self.filter.is_empty() || self.filter.starts_with('-') || self.filter.split(' ').next() == Some(group)
+    }
+
     /// Runs `work` again and again and prints `amount / best time`.
     fn figure(&self, name: &str, n_threads: usize, unit: &str, amount: f64, mut work: impl FnMut()) {
         let full = format!("{name} -t{n_threads}");
@@ -68,44 +76,15 @@ fn weight(dtype: DType, n_rows: usize, n_cols: usize) -> WeightMatrix {
     WeightMatrix::new(dtype, n_rows, n_cols, Bytes::from(data)).expect("the size fits")
 }
 
-/// Independent chains of multiply-adds in registers: what no kernel can beat.
-#[cfg(target_arch = "x86_64")]
-fn fma_loop(n_steps: usize) -> f32 {
-    use std::arch::x86_64::*;
-    #[target_feature(enable = "avx2,fma")]
-    fn run(n_steps: usize) -> f32 {
-        let (factor, summand) = (_mm256_set1_ps(black_box(0.999)), _mm256_set1_ps(black_box(0.001)));
-        let mut sums = [_mm256_set1_ps(1.0); 12];
-        for _ in 0..n_steps {
-            for sum in &mut sums {
-                *sum = _mm256_fmadd_ps(*sum, factor, summand);
-            }
-        }
-        sums.into_iter().map(|sum| _mm256_cvtss_f32(sum)).sum()
-    }
-    assert!(
-        is_x86_feature_detected!("avx2") && is_x86_feature_detected!("fma"),
-        "no AVX2 to measure the peak with"
-    );
-    // SAFETY: the features are there.
-    unsafe { run(n_steps) }
-}
-
-/// Flops of one step of [`fma_loop`].
-#[cfg(target_arch = "x86_64")]
-const STEP_FLOPS: f64 = 12.0 * 8.0 * 2.0;
-
 fn limits(bench: &Bench, pool: &ThreadPool) {
     let n_threads = pool.n_threads();
-    #[cfg(target_arch = "x86_64")]
-    bench.figure("fma peak", n_threads, "GFLOP/s", n_threads as f64 * 1e6 * STEP_FLOPS / 1e9, || {
-        pool.run(n_threads, &|_| {
-            black_box(fma_loop(1_000_000));
-        });
+    let peak_flops = multiply_add_loop(pool, 0) + multiply_add_loop(pool, PEAK_STEPS);
+    bench.figure("limits fma peak", n_threads, "GFLOP/s", peak_flops / 1e9, || {
+        multiply_add_loop(pool, PEAK_STEPS);
     });
     let data = vec![1_u64; 32 << 20];
     let n_bytes = size_of_val(&data[..]) as f64;
-    bench.figure("memory read", n_threads, "GB/s", n_bytes / 1e9, || {
+    bench.figure("limits memory read", n_threads, "GB/s", n_bytes / 1e9, || {
         let share = data.len() / 64;
         pool.run(64, &|task_idx| {
             let mut sums = [0_u64; 16];
@@ -115,7 +94,7 @@ fn limits(bench: &Bench, pool: &ThreadPool) {
             black_box(sums);
         });
     });
-    bench.figure("empty pool.run", n_threads, "M/s", 1000.0 / 1e6, || {
+    bench.figure("limits empty pool.run", n_threads, "M/s", 1000.0 / 1e6, || {
         for _ in 0..1000 {
             pool.run(2, &|task_idx| {
                 black_box(task_idx);
@@ -162,9 +141,15 @@ fn statistics(bench: &Bench, pool: &ThreadPool) {
     bench.figure("gram 512 of 1536", pool.n_threads(), "GFLOP/s", 1e-9 * (n * k * (k + 1)) as f64, || {
         gram_accumulate(pool, &z, k, &mut gram);
     });
-    bench.figure("cross 512 of 1536x576", pool.n_threads(), "GFLOP/s", 2e-9 * (n * k * d) as f64, || {
-        cross_accumulate(pool, &z, &t, k, d, &mut cross);
-    });
+    bench.figure(
+        "gram cross 512 of 1536x576",
+        pool.n_threads(),
+        "GFLOP/s",
+        2e-9 * (n * k * d) as f64,
+        || {
+            cross_accumulate(pool, &z, &t, k, d, &mut cross);
+        },
+    );
 }
 
 fn attend(bench: &Bench, pool: &ThreadPool) {
@@ -207,21 +192,27 @@ fn attend(bench: &Bench, pool: &ThreadPool) {
 fn elementwise(bench: &Bench, pool: &ThreadPool) {
     let n = 512 * 1536;
     let (mut gate, up) = (noise(1, n), noise(2, n));
-    bench.figure("silu_mul 512x1536", pool.n_threads(), "Gvalue/s", n as f64 / 1e9, || {
+    bench.figure("elementwise silu_mul 512x1536", pool.n_threads(), "Gvalue/s", n as f64 / 1e9, || {
         silu_mul(pool, &mut gate, &up)
     });
     let (x, norm) = (noise(3, 512 * 576), noise(4, 576));
     let mut out = vec![0.0; x.len()];
-    bench.figure("rms_norm 512x576", pool.n_threads(), "Gvalue/s", x.len() as f64 / 1e9, || {
+    bench.figure("elementwise rms_norm 512x576", pool.n_threads(), "Gvalue/s", x.len() as f64 / 1e9, || {
         rms_norm(pool, &x, &norm, 1e-5, &mut out);
     });
-    bench.figure("rms_norm 1x576", pool.n_threads(), "Gvalue/s", 576.0 / 1e9, || {
+    bench.figure("elementwise rms_norm 1x576", pool.n_threads(), "Gvalue/s", 576.0 / 1e9, || {
         rms_norm(pool, &x[..576], &norm, 1e-5, &mut out[..576]);
     });
     let mut logits = noise(5, 49_152);
-    bench.figure("softmax 49152", pool.n_threads(), "Gvalue/s", logits.len() as f64 / 1e9, || {
-        softmax_in_place(&mut logits);
-    });
+    bench.figure(
+        "elementwise softmax 49152",
+        pool.n_threads(),
+        "Gvalue/s",
+        logits.len() as f64 / 1e9,
+        || {
+            softmax_in_place(&mut logits);
+        },
+    );
 }
 
 fn main() {
@@ -234,11 +225,18 @@ fn main() {
     }
     for n_threads in [1, 2] {
         let pool = ThreadPool::new(n_threads);
-        limits(&bench, &pool);
-        decode(&bench, &pool);
-        prefill(&bench, &pool);
-        statistics(&bench, &pool);
-        attend(&bench, &pool);
-        elementwise(&bench, &pool);
+        let groups: [(&str, fn(&Bench, &ThreadPool)); 6] = [
+            ("limits", limits),
+            ("gemv", decode),
+            ("matmul", prefill),
+            ("gram", statistics),
+            ("attention", attend),
+            ("elementwise", elementwise),
+        ];
+        for (group, run) in groups {
+            if bench.wants(group) {
+                run(&bench, &pool);
+            }
+        }
     }
 }

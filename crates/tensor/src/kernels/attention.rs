@@ -18,11 +18,11 @@ use super::simd::{MAX_LANES, Simd};
 use super::tile::{MAX_NV, TileOut, TilePanels, tile};
 use half::f16;
 
-/// Keys of one block.
-const KEYS: usize = 128;
+/// Keys of one block: whole strips on every instruction set.
+const KEYS: usize = 144;
 
-/// Panels of query rows that share a packed block of keys.
-const PANELS: usize = 5;
+/// Query rows that share a packed block of keys: whole panels on every instruction set.
+const ROWS: usize = 144;
 
 /// The most query rows in a panel on any instruction set.
 const MAX_NR: usize = MAX_NV * MAX_LANES;
@@ -154,10 +154,8 @@ fn prefill(
     out: &mut [f32],
     scratch: &mut AttentionScratch,
 ) {
-    let nr = isa.dispatch(PanelWidth);
-    let rows_per_task = nr * PANELS;
     let n_rows = args.n_tokens * args.group();
-    let n_blocks = n_rows.div_ceil(rows_per_task);
+    let n_blocks = n_rows.div_ceil(ROWS);
     let n_values = Buffers::n_values(args.head_dim);
     if scratch.buffer.len() < pool.n_threads() * n_values {
         scratch.buffer = vec![0.0; pool.n_threads() * n_values];
@@ -167,37 +165,27 @@ fn prefill(
     pool.run_indexed(args.n_kv_heads * n_blocks, &|worker_idx, task_idx| {
         // The last rows see the most keys: they go first, so that the threads finish together.
         let block = n_blocks - 1 - task_idx / args.n_kv_heads;
-        let first_row = block * rows_per_task;
+        let first_row = block * ROWS;
         // SAFETY: the buffer has `n_values` for each thread, and no other task has this worker index now.
         let buffer = unsafe { buffer.slice(worker_idx * n_values, n_values) };
         isa.dispatch(RowsTask {
             args,
             kv_head: task_idx % args.n_kv_heads,
             first_row,
-            n_rows: rows_per_task.min(n_rows - first_row),
+            n_rows: ROWS.min(n_rows - first_row),
             buffers: Buffers::split(buffer, args.head_dim),
             out,
         });
     });
 }
 
-struct PanelWidth;
-
-impl Kernel for PanelWidth {
-    type Output = usize;
-    #[inline(always)]
-    fn run<S: Simd>(self, _simd: S) -> usize {
-        S::NV * S::LANES
-    }
-}
-
 /// One thread's buffers.
 struct Buffers<'a> {
-    /// Queries, `[PANELS][head_dim][nr]`.
+    /// Queries, `[ROWS / nr][head_dim][nr]`.
     queries: &'a mut [f32],
     /// Sums of weighted values, as the queries.
     mixed: &'a mut [f32],
-    /// Greatest score and sum of weights, `[PANELS][2][nr]`.
+    /// Greatest score and sum of weights, `[ROWS / nr][2][nr]`.
     state: &'a mut [f32],
     /// Scores, then weights: `[KEYS][nr]`.
     scores: &'a mut [f32],
@@ -212,9 +200,8 @@ struct Buffers<'a> {
 impl<'a> Buffers<'a> {
     fn sizes(head_dim: usize) -> [usize; 7] {
         // A last strip of values may have fewer than `MR` rows.
-        let padded = head_dim.next_multiple_of(super::tile::MAX_MR);
-        let panels = PANELS * MAX_NR * padded;
-        [panels, panels, PANELS * 2 * MAX_NR, KEYS * MAX_NR, KEYS * padded, KEYS * padded, KEYS * padded]
+        let padded = head_dim + super::tile::MAX_MR;
+        [ROWS * padded, ROWS * padded, 2 * ROWS, KEYS * MAX_NR, KEYS * padded, KEYS * padded, KEYS * padded]
     }
 
     fn n_values(head_dim: usize) -> usize {
@@ -246,8 +233,8 @@ struct RowsTask<'a> {
 /// One panel of rows.
 #[derive(Clone, Copy)]
 struct Panel {
-    /// Number within the task.
-    idx: usize,
+    /// First row within the task.
+    start: usize,
     /// First row within the group of heads.
     first_row: usize,
     n_rows: usize,
@@ -260,7 +247,8 @@ impl Kernel for RowsTask<'_> {
     #[inline(always)]
     fn run<S: Simd>(mut self, simd: S) {
         let nr = S::NV * S::LANES;
-        assert!(self.n_rows <= PANELS * nr, "too many rows");
+        const { assert!(ROWS.is_multiple_of(S::NV * S::LANES) && KEYS.is_multiple_of(S::MR)) };
+        assert!(self.n_rows <= ROWS, "too many rows");
         let n_panels = self.n_rows.div_ceil(nr);
         for idx in 0..n_panels {
             self.load_queries(simd, self.panel::<S>(idx));
@@ -287,7 +275,12 @@ impl RowsTask<'_> {
     fn panel<S: Simd>(&self, idx: usize) -> Panel {
         let nr = S::NV * S::LANES;
         let n_rows = nr.min(self.n_rows - idx * nr);
-        Panel { idx, first_row: self.first_row + idx * nr, n_rows, width: n_rows.next_multiple_of(S::LANES) }
+        Panel {
+            start: idx * nr,
+            first_row: self.first_row + idx * nr,
+            n_rows,
+            width: n_rows.next_multiple_of(S::LANES),
+        }
     }
 
     /// Keys that `row` sees.
@@ -318,7 +311,7 @@ impl RowsTask<'_> {
             width: panel.n_rows,
             kc: head_dim,
         };
-        let at = panel.idx * head_dim * MAX_NR;
+        let at = panel.start * head_dim;
         let to = &mut self.buffers.queries[at..at + head_dim * panel.width];
         // SAFETY: the stage holds `n_rows` rows, and `to` has `head_dim * width` values.
         unsafe { pack_b(simd, source, to.as_mut_ptr()) };
@@ -330,7 +323,7 @@ impl RowsTask<'_> {
 
     #[inline(always)]
     fn state(&mut self, panel: Panel) -> (&mut [f32], &mut [f32]) {
-        let state = &mut self.buffers.state[panel.idx * 2 * MAX_NR..][..2 * panel.width];
+        let state = &mut self.buffers.state[2 * panel.start..][..2 * panel.width];
         state.split_at_mut(panel.width)
     }
 
@@ -366,7 +359,7 @@ impl RowsTask<'_> {
         self.score(simd, panel, n);
         self.mask(panel, first_key, n);
         let head_dim = self.args.head_dim;
-        let at = panel.idx * head_dim * MAX_NR;
+        let at = panel.start * head_dim;
         for lane in (0..panel.width).step_by(S::LANES) {
             let rescale = self.weigh(simd, panel, lane, n);
             let mixed = &mut self.buffers.mixed[at..at + head_dim * panel.width];
@@ -399,7 +392,7 @@ impl RowsTask<'_> {
         let head_dim = self.args.head_dim;
         let scale = 1.0 / (head_dim as f32).sqrt();
         let scores = &mut self.buffers.scores[..n * panel.width];
-        let queries = &self.buffers.queries[panel.idx * head_dim * MAX_NR..][..head_dim * panel.width];
+        let queries = &self.buffers.queries[panel.start * head_dim..][..head_dim * panel.width];
         for key in (0..n).step_by(S::MR) {
             // SAFETY: keys and queries are packed; the tile lies in `scores`.
             unsafe {
@@ -462,7 +455,7 @@ impl RowsTask<'_> {
         for (inverse, sum) in inverse.iter_mut().zip(sum) {
             *inverse = 1.0 / *sum;
         }
-        let mixed = &self.buffers.mixed[panel.idx * head_dim * MAX_NR..][..head_dim * panel.width];
+        let mixed = &self.buffers.mixed[panel.start * head_dim..][..head_dim * panel.width];
         for row in 0..panel.n_rows {
             let start = self.row_start(panel.first_row + row);
             // SAFETY: `check` made sure of the length of `out`, and these rows belong to this task alone.

@@ -22,7 +22,7 @@ const DOT_TOKENS: usize = 2 * MAX_DOT_TOKENS;
 const PACKED_TOKENS: usize = 512;
 
 /// Weight panels that a thread packs at a time.
-const PANELS: usize = 4;
+const PANELS: usize = 6;
 
 /// Tokens that pass by one weight panel while both stay in the second cache level.
 const MC: usize = 96;

@@ -18,6 +18,7 @@ mod matmul;
 pub mod naive;
 mod out;
 mod pack;
+mod peak;
 mod pool;
 mod row_dot;
 mod simd;
@@ -32,5 +33,6 @@ pub use elementwise::{add_in_place, argmax, axpy, dot, log_sum_exp, rms_norm, si
 pub use gemm::{GemmArgs, cross_accumulate, gemm, gemm_scratch_bytes, gram_accumulate, mirror_upper};
 pub use isa::{KernelInfo, active_isa};
 pub use matmul::{MatmulScratch, matmul, matmul_add, matmul_scratch_bytes};
+pub use peak::multiply_add_loop;
 pub use pool::{MAX_THREADS, ThreadPool};
 pub use view::{MatMut, MatRef};

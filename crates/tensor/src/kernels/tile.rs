@@ -68,7 +68,8 @@ impl Kernel for Tile {
             match out.n_cols.div_ceil(S::LANES) {
                 1 => tile_rows::<S, 1>(simd, panels, out),
                 2 => tile_rows::<S, 2>(simd, panels, out),
-                _ => tile_rows::<S, 3>(simd, panels, out),
+                3 if 2 < S::NV => tile_rows::<S, 3>(simd, panels, out),
+                n => unreachable!("{n} vectors in a tile"),
             }
         }
     }
@@ -78,17 +79,18 @@ impl Kernel for Tile {
 /// As [`tile`], with `NV` vectors.
 #[inline(always)]
 unsafe fn tile_rows<S: Simd, const NV: usize>(simd: S, panels: TilePanels, out: TileOut) {
-    // SAFETY: the caller vouches for panels and tile. Arms beyond `S::MR` are never taken and compiled away.
+    // SAFETY: the caller vouches for panels and tile. Arms beyond `S::MR` are compiled away.
     unsafe {
         match out.n_rows {
             1 => tile_sized::<S, 1, NV>(simd, panels, out),
             2 => tile_sized::<S, 2, NV>(simd, panels, out),
             3 => tile_sized::<S, 3, NV>(simd, panels, out),
-            n if S::MR <= 4 || n == 4 => tile_sized::<S, 4, NV>(simd, panels, out),
-            5 => tile_sized::<S, 5, NV>(simd, panels, out),
-            6 => tile_sized::<S, 6, NV>(simd, panels, out),
-            7 => tile_sized::<S, 7, NV>(simd, panels, out),
-            _ => tile_sized::<S, 8, NV>(simd, panels, out),
+            4 => tile_sized::<S, 4, NV>(simd, panels, out),
+            5 if 4 < S::MR => tile_sized::<S, 5, NV>(simd, panels, out),
+            6 if 4 < S::MR => tile_sized::<S, 6, NV>(simd, panels, out),
+            7 if 6 < S::MR => tile_sized::<S, 7, NV>(simd, panels, out),
+            8 if 6 < S::MR => tile_sized::<S, 8, NV>(simd, panels, out),
+            n => unreachable!("{n} rows in a tile"),
         }
     }
 }

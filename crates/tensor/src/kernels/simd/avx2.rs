@@ -34,8 +34,9 @@ impl Simd for Avx2 {
     type F = __m256;
     type I = __m256i;
     const LANES: usize = 8;
-    // 4 x 3 sums, 3 vectors of b and one broadcast fill the 16 registers.
-    const MR: usize = 4;
+    // 6 x 2 sums, 2 vectors of b and one broadcast leave one of 16 registers: with none left, compilers spill.
+    const MR: usize = 6;
+    const NV: usize = 2;
 
     #[inline]
     fn call<K: Kernel>(self, kernel: K) -> K::Output {
@@ -197,9 +198,24 @@ impl Simd for Avx2 {
                 #[inline(always)]
                 |row| _mm256_loadu_ps(from.add(row * from_stride)),
             );
+            let last = [4, 5].map(
+                #[inline(always)]
+                |row| _mm256_loadu_ps(from.add(row * from_stride)),
+            );
             for (idx, columns) in transpose_halves(rows).into_iter().enumerate() {
-                _mm_storeu_ps(to.add(idx * 4), _mm256_castps256_ps128(columns));
-                _mm_storeu_ps(to.add((idx + 4) * 4), _mm256_extractf128_ps::<1>(columns));
+                _mm_storeu_ps(to.add(idx * 6), _mm256_castps256_ps128(columns));
+                _mm_storeu_ps(to.add((idx + 4) * 6), _mm256_extractf128_ps::<1>(columns));
+            }
+            let pairs = [_mm256_unpacklo_ps(last[0], last[1]), _mm256_unpackhi_ps(last[0], last[1])];
+            for (idx, columns) in pairs.into_iter().enumerate() {
+                for (half, columns) in [_mm256_castps256_ps128(columns), _mm256_extractf128_ps::<1>(columns)]
+                    .into_iter()
+                    .enumerate()
+                {
+                    let to = to.add((2 * idx + 4 * half) * 6 + 4);
+                    _mm_storel_pd(to.cast(), _mm_castps_pd(columns));
+                    _mm_storeh_pd(to.add(6).cast(), _mm_castps_pd(columns));
+                }
             }
         }
     }

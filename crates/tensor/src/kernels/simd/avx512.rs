@@ -37,6 +37,7 @@ impl Simd for Avx512 {
     const LANES: usize = 16;
     // 8 x 3 sums, 3 vectors of b and one broadcast out of 32 registers.
     const MR: usize = 8;
+    const NV: usize = 3;
 
     #[inline]
     fn call<K: Kernel>(self, kernel: K) -> K::Output {

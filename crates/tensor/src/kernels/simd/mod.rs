@@ -39,7 +39,7 @@ pub(crate) trait Simd: Copy + Send + Sync + 'static {
     /// Rows of the tile of the matrix microkernel; with [`Self::NV`] chosen so that it fits the registers.
     const MR: usize;
     /// Vectors in a row of that tile.
-    const NV: usize = 3;
+    const NV: usize;
 
     /// Runs `kernel` as a function of its own, compiled for this set: for bodies that several kernels share.
     fn call<K: Kernel>(self, kernel: K) -> K::Output;

@@ -33,6 +33,7 @@ impl Simd for Neon {
     const LANES: usize = 4;
     // 8 x 3 sums, 3 vectors of b and the broadcasts out of 32 registers.
     const MR: usize = 8;
+    const NV: usize = 3;
 
     #[inline]
     fn call<K: Kernel>(self, kernel: K) -> K::Output {

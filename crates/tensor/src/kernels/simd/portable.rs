@@ -20,7 +20,9 @@ impl Simd for Portable {
     type F = [f32; 4];
     type I = [i32; 4];
     const LANES: usize = 4;
+    // 4 x 2 sums, 2 vectors of b, a broadcast and a product out of 16 registers.
     const MR: usize = 4;
+    const NV: usize = 2;
 
     #[inline(never)]
     fn call<K: Kernel>(self, kernel: K) -> K::Output {
