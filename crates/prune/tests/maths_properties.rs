@@ -5,7 +5,7 @@ use proptest::prelude::*;
 use secateur_prune::comp::mask::{MaskTuning, TuningOutcome, tune};
 use secateur_prune::methods::{
     DepthMethod, Linear, PooledLayer, Recovery, SecondOrder, WIDTH_METHODS, WidthMethod, pool_units,
-    top_units, width_method,
+    top_units,
 };
 use secateur_prune::numeric::NumericError;
 use secateur_prune::refit::{Damping, FitProblem, refit, squared_error};
@@ -415,9 +415,9 @@ fn silent_layers_are_left_as_they_are() {
 }
 
 #[test]
-fn names_are_unique_and_found() {
-    for method in WIDTH_METHODS {
-        assert_eq!(width_method(method.name()).map(WidthMethod::name), Some(method.name()));
-    }
-    assert!(width_method("none of these").is_none());
+fn names_are_unique() {
+    let mut names: Vec<&str> = WIDTH_METHODS.iter().map(|method| method.name()).collect();
+    names.sort_unstable();
+    names.dedup();
+    assert_eq!(names.len(), WIDTH_METHODS.len());
 }

@@ -40,17 +40,17 @@ pub struct Comp {
 
 impl Comp {
     /// Collinearity and mask tuning.
-    pub const COLLINEARITY: Self = Self {
-        name: "comp-mask",
-        neuron_metric: NeuronMetric::Collinearity,
+    pub const COLLINEARITY: Self =
+        Self { name: "comp", neuron_metric: NeuronMetric::Collinearity, tuning: Some(MaskTuning::DEFAULT) };
+    /// Condition and mask tuning.
+    pub const CONDITION: Self = Self {
+        name: "comp-condition",
+        neuron_metric: NeuronMetric::Condition,
         tuning: Some(MaskTuning::DEFAULT),
     };
-    /// Condition and mask tuning.
-    pub const CONDITION: Self =
-        Self { name: "comp-fast", neuron_metric: NeuronMetric::Condition, tuning: Some(MaskTuning::DEFAULT) };
     /// Condition, nothing recovered: what selection alone is worth.
     pub const CONDITION_ONLY: Self =
-        Self { name: "cond-a", neuron_metric: NeuronMetric::Condition, tuning: None };
+        Self { name: "condition", neuron_metric: NeuronMetric::Condition, tuning: None };
 }
 
 /// The target of the statistics, or the layer's own output when there is none.

@@ -135,7 +135,7 @@ pub struct Recovery {
 
 /// A method that narrows layers.
 pub trait WidthMethod: Sync {
-    /// Name as users write it.
+    /// Short name, for reports and messages.
     fn name(&self) -> &'static str;
 
     /// What has to be collected.
@@ -182,12 +182,6 @@ pub trait WidthMethod: Sync {
         stats: &LayerStats,
         kept: &[usize],
     ) -> Result<Recovery, NumericError>;
-}
-
-/// The width methods by name.
-#[must_use]
-pub fn width_method(name: &str) -> Option<&'static dyn WidthMethod> {
-    WIDTH_METHODS.iter().copied().find(|method| method.name() == name)
 }
 
 /// All width methods, COMP first.

@@ -35,7 +35,7 @@ fn with_cross<T>(
 
 impl WidthMethod for SecondOrder {
     fn name(&self) -> &'static str {
-        "obs"
+        "second-order"
     }
 
     fn needs(&self) -> Needs {

@@ -27,7 +27,7 @@ pub(super) fn column_scores(linear: &Linear<'_>, stats: &LayerStats) -> Result<V
 
 impl WidthMethod for WandaSp {
     fn name(&self) -> &'static str {
-        "wanda"
+        "wanda-sp"
     }
 
     fn needs(&self) -> Needs {
