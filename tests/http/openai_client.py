@@ -1,0 +1,266 @@
+"""Talks to a running server with the unmodified `openai` client, as its users do.
+
+    python openai_client.py http://127.0.0.1:8712/v1 [API_KEY]
+
+Needs only the package `openai`. Says nothing about what the model knows: every check is about the protocol, so any
+model will do. Ends with status 0 when all checks hold, else with 1 and one line for each that does not.
+"""
+
+import json
+import math
+import sys
+import time
+import traceback
+import urllib.error
+import urllib.request
+
+import openai
+
+CHECKS = []
+QUESTION = [{"role": "user", "content": "Name a fruit."}]
+
+
+def check(function):
+    CHECKS.append(function)
+    return function
+
+
+def text_of(chunks):
+    return "".join(chunk.choices[0].delta.content or "" for chunk in chunks if chunk.choices)
+
+
+def refused(call, kind, param=None):
+    """The error `call` ends with; fails when it is another one."""
+    try:
+        call()
+    except kind as error:
+        assert error.body and error.body["message"], error
+        if param is not None:
+            assert error.body["param"] == param, f"param is {error.body['param']!r}, not {param!r}"
+        return error
+    raise AssertionError(f"no {kind.__name__}")
+
+
+@check
+def models_are_listed_and_found(client, model):
+    assert client.models.retrieve(model).id == model
+    refused(lambda: client.models.retrieve("no-such-model"), openai.NotFoundError)
+
+
+@check
+def a_chat_is_answered(client, model):
+    answer = client.chat.completions.create(model=model, messages=QUESTION, max_tokens=16, temperature=0)
+    assert answer.object == "chat.completion" and answer.model == model and answer.id.startswith("chatcmpl-")
+    choice = answer.choices[0]
+    assert choice.message.role == "assistant" and choice.message.content, choice
+    assert choice.finish_reason in ("stop", "length"), choice.finish_reason
+    usage = answer.usage
+    assert usage.prompt_tokens > 0 and 0 < usage.completion_tokens <= 16, usage
+    assert usage.total_tokens == usage.prompt_tokens + usage.completion_tokens, usage
+    assert 0 <= usage.prompt_tokens_details.cached_tokens < usage.prompt_tokens, usage
+
+
+@check
+def a_stream_says_the_same_as_a_whole_answer(client, model):
+    settings = dict(model=model, messages=QUESTION, max_tokens=24, temperature=0)
+    # Twice, so that both read the prompt from the same cache.
+    client.chat.completions.create(**settings)
+    whole = client.chat.completions.create(**settings)
+    stream = client.chat.completions.create(**settings, stream=True, stream_options={"include_usage": True})
+    chunks = list(stream)
+    assert chunks[0].choices[0].delta.role == "assistant", chunks[0]
+    assert len({chunk.id for chunk in chunks}) == 1
+    assert text_of(chunks) == whole.choices[0].message.content, (text_of(chunks), whole.choices[0].message.content)
+    reasons = [chunk.choices[0].finish_reason for chunk in chunks if chunk.choices]
+    assert reasons[-1] == whole.choices[0].finish_reason and not any(reasons[:-1]), reasons
+    assert chunks[-1].choices == [] and chunks[-1].usage.completion_tokens == whole.usage.completion_tokens
+    assert all(chunk.usage is None for chunk in chunks[:-1])
+
+
+@check
+def a_seed_repeats_and_answers_of_one_request_differ_in_number_only(client, model):
+    def ask(seed):
+        return client.chat.completions.create(
+            model=model, messages=QUESTION, max_tokens=12, temperature=1.0, top_p=0.9, seed=seed, n=2
+        )
+
+    # The first reads the prompt afresh; the others find it in the cache.
+    ask(5)
+    one, two = ask(5), ask(5)
+    assert [choice.index for choice in one.choices] == [0, 1]
+    assert [c.message.content for c in one.choices] == [c.message.content for c in two.choices], (one, two)
+    assert one.system_fingerprint and one.system_fingerprint == two.system_fingerprint
+
+
+@check
+def limits_and_stops_are_kept(client, model):
+    answer = client.chat.completions.create(model=model, messages=QUESTION, max_completion_tokens=1, temperature=0)
+    assert answer.usage.completion_tokens == 1, answer.usage
+    settings = dict(model=model, prompt="One, two, three, four,", max_tokens=24, temperature=0)
+    free = client.completions.create(**settings).choices[0].text
+    assert free.strip(), "nothing to stop at"
+    # A stop string from the middle of what the model says.
+    stop = free[len(free) // 2 :][:3]
+    stopped = client.completions.create(**settings, stop=[stop]).choices[0]
+    assert stop not in stopped.text and free.startswith(stopped.text), (free, stop, stopped)
+    assert stopped.finish_reason == "stop", stopped
+    streamed = "".join(
+        chunk.choices[0].text for chunk in client.completions.create(**settings, stop=stop, stream=True)
+    )
+    assert streamed == stopped.text, (streamed, stopped.text)
+
+
+@check
+def logprobs_are_probabilities(client, model):
+    answer = client.chat.completions.create(
+        model=model, messages=QUESTION, max_tokens=4, temperature=0, logprobs=True, top_logprobs=3
+    )
+    tokens = answer.choices[0].logprobs.content
+    assert tokens, answer
+    for token in tokens:
+        assert token.logprob <= 0 and len(token.top_logprobs) == 3, token
+        assert sum(math.exp(top.logprob) for top in token.top_logprobs) <= 1.001, token
+        # At temperature 0 the token is the likeliest one.
+        assert abs(token.top_logprobs[0].logprob - token.logprob) < 1e-3, token
+    text = b"".join(bytes(token.bytes) for token in tokens).decode(errors="replace")
+    content = answer.choices[0].message.content
+    assert text.startswith(content) or content.startswith(text), (text, content)
+
+
+@check
+def a_bias_forbids_a_token(client, model):
+    settings = dict(model=model, prompt="The sky is", max_tokens=1, temperature=0, logprobs=1)
+    first = client.completions.create(**settings).choices[0].logprobs.tokens[0]
+    origin = str(client.base_url).rstrip("/").removesuffix("/v1")
+    ids = post(client, f"{origin}/tokenize", {"content": first})["tokens"]
+    biased = client.completions.create(**settings, logit_bias={str(token): -100 for token in ids})
+    assert biased.choices[0].logprobs.tokens[0] != first, first
+
+
+@check
+def completions_take_texts_and_tokens(client, model):
+    origin = str(client.base_url).rstrip("/").removesuffix("/v1")
+    prompt = "Once upon a time"
+    tokens = post(client, f"{origin}/tokenize", {"content": prompt})["tokens"]
+    assert post(client, f"{origin}/detokenize", {"tokens": tokens})["content"] == prompt
+    settings = dict(model=model, max_tokens=8, temperature=0)
+    answer = client.completions.create(**settings, prompt=[tokens, tokens])
+    assert [choice.index for choice in answer.choices] == [0, 1]
+    assert client.completions.create(**settings, prompt=prompt, echo=True).choices[0].text.startswith(prompt)
+    chunks = list(client.completions.create(**settings, prompt=prompt, stream=True))
+    assert chunks[-1].choices[0].finish_reason in ("stop", "length"), chunks[-1]
+
+
+@check
+def content_parts_are_text(client, model):
+    parts = [{"type": "text", "text": "Name a "}, {"type": "text", "text": "fruit."}]
+    settings = dict(model=model, max_tokens=8, temperature=0)
+    client.chat.completions.create(**settings, messages=QUESTION)
+    whole = client.chat.completions.create(**settings, messages=QUESTION)
+    parted = client.chat.completions.create(**settings, messages=[{"role": "user", "content": parts}])
+    assert parted.choices[0].message.content == whole.choices[0].message.content
+    assert parted.usage.prompt_tokens == whole.usage.prompt_tokens
+    image = [{"type": "image_url", "image_url": {"url": "data:image/png;base64,AAAA"}}]
+    messages = [{"role": "user", "content": image}]
+    refused(
+        lambda: client.chat.completions.create(**settings, messages=messages),
+        openai.BadRequestError,
+        "messages[0].content[0].type",
+    )
+
+
+@check
+def what_is_not_supported_is_refused_by_name(client, model):
+    tool = {"type": "function", "function": {"name": "f", "parameters": {"type": "object", "properties": {}}}}
+    for param, settings in [
+        ("tools", {"tools": [tool]}),
+        ("response_format", {"response_format": {"type": "json_object"}}),
+        ("temperature", {"temperature": 5}),
+        ("n", {"n": 1000}),
+        ("top_logprobs", {"top_logprobs": 2}),
+        ("store", {"store": True}),
+    ]:
+        refused(
+            lambda: client.chat.completions.create(model=model, messages=QUESTION, **settings),
+            openai.BadRequestError,
+            param,
+        )
+    refused(lambda: client.chat.completions.create(model="no-such", messages=QUESTION), openai.NotFoundError, "model")
+
+
+@check
+def a_prompt_beyond_the_context_is_refused(client, model):
+    messages = [{"role": "user", "content": "word " * 150_000}]
+    error = refused(
+        lambda: client.chat.completions.create(model=model, messages=messages), openai.BadRequestError, "messages"
+    )
+    assert error.body["code"] == "context_length_exceeded", error.body
+
+
+@check
+def a_client_that_leaves_makes_room(client, model):
+    stream = client.chat.completions.create(
+        model=model, messages=[{"role": "user", "content": "Tell a long story."}], max_tokens=4000, stream=True
+    )
+    for chunk in stream:
+        if chunk.choices and chunk.choices[0].delta.content:
+            break
+    stream.close()
+    started = time.monotonic()
+    client.chat.completions.create(model=model, messages=QUESTION, max_tokens=1)
+    seconds = time.monotonic() - started
+    assert seconds < 10, f"the next answer took {seconds:.1f} s: the story went on"
+
+
+@check
+def embeddings_are_unit_vectors(client, model):
+    answer = client.embeddings.create(model=model, input=["a cat", "a kitten"])
+    for item in answer.data:
+        assert abs(math.sqrt(sum(value * value for value in item.embedding)) - 1) < 1e-3
+    plain = client.embeddings.create(model=model, input="a cat", encoding_format="float")
+    distance = max(abs(a - b) for a, b in zip(plain.data[0].embedding, answer.data[0].embedding, strict=True))
+    assert distance < 1e-5, distance
+
+
+def post(client, url, body):
+    headers = {"content-type": "application/json", "authorization": f"Bearer {client.api_key}"}
+    request = urllib.request.Request(url, json.dumps(body).encode(), headers)
+    with urllib.request.urlopen(request, timeout=60) as response:
+        return json.load(response)
+
+
+@check
+def a_foreign_host_is_refused(client, model):
+    origin = str(client.base_url).rstrip("/").removesuffix("/v1")
+    request = urllib.request.Request(f"{origin}/v1/models", headers={"host": "evil.example"})
+    try:
+        urllib.request.urlopen(request, timeout=60)
+    except urllib.error.HTTPError as error:
+        assert error.code == 403, error.code
+        return
+    raise AssertionError("a request for another host was answered")
+
+
+def main():
+    if len(sys.argv) not in (2, 3):
+        sys.exit(__doc__)
+    api_key = sys.argv[2] if len(sys.argv) == 3 else "none"
+    client = openai.OpenAI(base_url=sys.argv[1], api_key=api_key, max_retries=0, timeout=120)
+    served = client.models.list().data
+    if not served:
+        sys.exit("no model is served; wait for /readyz")
+    n_failed = 0
+    for function in CHECKS:
+        try:
+            function(client, served[0].id)
+            print(f"ok   {function.__name__}")
+        except Exception as error:
+            n_failed += 1
+            line = traceback.extract_tb(error.__traceback__)[-1].lineno
+            print(f"FAIL {function.__name__}: {type(error).__name__} (line {line}): {error}")
+    print(f"{len(CHECKS) - n_failed} of {len(CHECKS)} checks hold")
+    sys.exit(1 if n_failed else 0)
+
+
+if __name__ == "__main__":
+    main()
