@@ -76,6 +76,34 @@ impl LogSumExp {
     }
 }
 
+/// Running sums of the divergence of one student's row from its teacher's.
+#[derive(Clone, Copy)]
+struct KlSums {
+    student: LogSumExp,
+    /// Teacher's maximum that `weighted` was taken against.
+    reference: f32,
+    /// Sum of `exp(l_t - reference) (l_t - l_s)`.
+    weighted: f64,
+}
+
+impl KlSums {
+    const EMPTY: Self = Self { student: LogSumExp::EMPTY, reference: f32::NEG_INFINITY, weighted: 0.0 };
+
+    fn add(&mut self, teacher: &[f32], student: &[f32], reference: f32) {
+        self.student.add(student);
+        if self.reference < reference {
+            self.weighted *= f64::from(self.reference - reference).exp();
+            self.reference = reference;
+        }
+        let gap = |(t, s): (&f32, &f32)| (t - reference).exp() * (t - s);
+        self.weighted += f64::from(teacher.iter().zip(student).map(gap).sum::<f32>());
+    }
+
+    fn get(&self, teacher: &LogSumExp) -> f64 {
+        self.weighted / teacher.sum - teacher.get() + self.student.get()
+    }
+}
+
 impl Head {
     /// Resolves norm and head; a tied head is the token table.
     /// # Errors
@@ -152,37 +180,36 @@ impl Head {
         }
     }
 
-    /// KL divergence (nats) of the distributions after `student` from those after `teacher`, row by row.
-    ///
-    /// Both are last hidden states `[n, hidden_size]`. `sum_v p_t (log p_t - log p_s)`.
+    /// KL divergence (nats, mean over rows) from the distributions after `teacher` to those after each of
+    /// `students`: `sum_v p_t (log p_t - log p_s)`. All are last hidden states `[n, hidden_size]`.
     /// # Errors
     /// [`EngineError::NotFinite`].
-    pub fn kl(&self, pool: &ThreadPool, teacher: &[f32], student: &[f32]) -> Result<Vec<f32>, EngineError> {
+    pub fn mean_kl(
+        &self,
+        pool: &ThreadPool,
+        teacher: &[f32],
+        students: &[&[f32]],
+    ) -> Result<Vec<f64>, EngineError> {
         let n = teacher.len() / self.hidden_size();
+        let inputs: Vec<&[f32]> = std::iter::once(teacher).chain(students.iter().copied()).collect();
         let mut teacher_sums = vec![LogSumExp::EMPTY; n];
-        let mut student_sums = vec![LogSumExp::EMPTY; n];
-        // Per token: sum of exp(l_t - reference) * (l_t - l_s), and the reference it was taken against.
-        let mut weighted = vec![(f32::NEG_INFINITY, 0.0_f64); n];
-        self.for_logit_blocks(pool, &[teacher, student], |_, blocks| {
+        let mut pairs = vec![vec![KlSums::EMPTY; n]; students.len()];
+        self.for_logit_blocks(pool, &inputs, |_, blocks| {
             let width = blocks[0].len() / n;
-            let rows = blocks[0].chunks_exact(width).zip(blocks[1].chunks_exact(width)).enumerate();
-            for (row, (teacher, student)) in rows {
+            for row in 0..n {
+                let at = row * width..(row + 1) * width;
+                let teacher = &blocks[0][at.clone()];
                 teacher_sums[row].add(teacher);
-                student_sums[row].add(student);
-                let reference = teacher_sums[row].max;
-                let (old_reference, sum) = &mut weighted[row];
-                if *old_reference < reference {
-                    *sum *= f64::from(*old_reference - reference).exp();
-                    *old_reference = reference;
+                for (sums, block) in pairs.iter_mut().zip(&blocks[1..]) {
+                    sums[row].add(teacher, &block[at.clone()], teacher_sums[row].max);
                 }
-                let gap =
-                    teacher.iter().zip(student).map(|(t, s)| (t - reference).exp() * (t - s)).sum::<f32>();
-                *sum += f64::from(gap);
             }
         })?;
-        let rows = weighted.iter().zip(teacher_sums.iter().zip(&student_sums));
-        let kl = rows.map(|((_, sum), (t, s))| (sum / t.sum - t.get() + s.get()) as f32);
-        let kl: Vec<f32> = kl.collect();
+        let mean = |sums: &Vec<KlSums>| {
+            let rows = sums.iter().zip(&teacher_sums).map(|(sums, teacher)| sums.get(teacher));
+            rows.sum::<f64>() / n.max(1) as f64
+        };
+        let kl: Vec<f64> = pairs.iter().map(mean).collect();
         if kl.iter().all(|value| value.is_finite()) {
             Ok(kl)
         } else {

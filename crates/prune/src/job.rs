@@ -1,0 +1,247 @@
+//! What a prune job is asked, what it tells while it runs, and what it returns.
+
+use crate::calibration::CalibrationSet;
+use crate::checkpoint::WorkDir;
+use crate::error::PruneError;
+use crate::streams::Streams;
+use secateur_model::{LayerIdx, PlanPolicy, PruneRatio, WeightSource};
+use secateur_tensor::DType;
+use secateur_tensor::kernels::ThreadPool;
+use serde::{Deserialize, Serialize};
+use std::collections::BTreeMap;
+use std::path::PathBuf;
+use std::sync::Arc;
+use std::sync::atomic::{AtomicBool, Ordering};
+use std::time::Instant;
+
+/// Everything a prune job depends on.
+#[derive(Clone)]
+pub struct PruneRequest {
+    /// The base model.
+    pub source: Arc<dyn WeightSource>,
+    /// Digest of its file: part of the job's identity.
+    pub source_digest: String,
+    /// Tokens of the calibration text, from its start; [`crate::calibration::tokens_needed`] are used.
+    pub calibration_tokens: Vec<u32>,
+    /// Tokens to fit on; held-out ones come on top.
+    pub fit_tokens: usize,
+    /// Digest of the calibration text: part of the job's identity.
+    pub calibration_digest: String,
+    /// Method, by the name in [`crate::METHODS`].
+    pub method: String,
+    /// Share of decoder-layer parameters to remove.
+    pub ratio: PruneRatio,
+    /// How free the method is in spreading the cut.
+    pub policy: PlanPolicy,
+    /// Storage dtype of the result's matrices; `None` keeps the source's.
+    pub dtype: Option<DType>,
+    /// Seed of whatever is random.
+    pub seed: u64,
+    /// Bound on the peak resident memory of the process.
+    pub budget_bytes: Option<u64>,
+    /// Folder for spill files and checkpoints; made when it is not there.
+    pub work_dir: PathBuf,
+    /// Threads that compute.
+    pub n_threads: usize,
+}
+
+/// What a job is doing.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Serialize)]
+#[serde(rename_all = "snake_case")]
+pub enum Stage {
+    /// Calibration tokens become hidden states.
+    Embed,
+    /// What each layer would cost is measured on the base model.
+    Measure,
+    /// Layers are cut, first to last.
+    Prune,
+    /// Held-out loss before and after.
+    Evaluate,
+}
+
+impl Stage {
+    /// Name as reports and progress lines write it.
+    #[must_use]
+    pub const fn name(self) -> &'static str {
+        match self {
+            Self::Embed => "embed",
+            Self::Measure => "measure",
+            Self::Prune => "prune",
+            Self::Evaluate => "evaluate",
+        }
+    }
+}
+
+/// How far a job is.
+#[derive(Clone, Debug, PartialEq)]
+pub struct Progress {
+    /// What is being done.
+    pub stage: Stage,
+    /// Layer at work, in stages that go layer by layer.
+    pub layer_idx: Option<LayerIdx>,
+    /// Layers of the base model.
+    pub n_layers: usize,
+    /// Share of the whole job that is done, `0.0..=1.0`.
+    pub done: f64,
+    /// Seconds to the end at the pace so far; absent at the beginning.
+    pub eta_seconds: Option<f64>,
+    /// Relative output error of the layer just finished, on tokens nothing was fitted on.
+    pub held_out_error: Option<f64>,
+}
+
+/// One layer of a [`PruneReport`].
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
+pub struct LayerReport {
+    /// Position in the base model.
+    pub layer_idx: LayerIdx,
+    /// Removed whole.
+    pub removed: bool,
+    /// COMP's layer importance (methods: 1 - aggregated cosine of input and output), when measured.
+    pub importance: Option<f64>,
+    /// MLP width before.
+    pub intermediate_size_before: usize,
+    /// MLP width after.
+    pub intermediate_size: usize,
+    /// Key/value heads before.
+    pub num_key_value_heads_before: usize,
+    /// Key/value heads after.
+    pub num_key_value_heads: usize,
+    /// `|h - t|^2 / |t|^2` of the residual stream after the layer, on the tokens fitted on.
+    pub fit_drift: f64,
+    /// The same on held-out tokens.
+    pub held_out_drift: f64,
+    /// Recovery that won.
+    pub recovery: String,
+    /// Neurons of the base model that stay, ascending; empty when all stay or none.
+    pub kept_neurons: Vec<usize>,
+    /// Digest of the layer's new matrices.
+    pub digest: String,
+}
+
+/// What a job did.
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
+pub struct PruneReport {
+    /// Method.
+    pub method: String,
+    /// Seed.
+    pub seed: u64,
+    /// Share asked.
+    pub ratio_asked: f64,
+    /// Share removed.
+    pub ratio_reached: f64,
+    /// Decoder-layer matrix parameters before.
+    pub params_before: u64,
+    /// And after.
+    pub params_after: u64,
+    /// Layers removed whole.
+    pub layers_removed: Vec<LayerIdx>,
+    /// Layers in order.
+    pub layers: Vec<LayerReport>,
+    /// Tokens fitted on.
+    pub calibration_tokens: usize,
+    /// Tokens only measured on.
+    pub held_out_tokens: usize,
+    /// Mean negative log likelihood (nats) of the held-out tokens, base model.
+    pub held_out_loss_before: f64,
+    /// And pruned model.
+    pub held_out_loss_after: f64,
+    /// Seconds by stage.
+    pub seconds: BTreeMap<String, f64>,
+    /// True when earlier work was taken up.
+    pub resumed: bool,
+    /// Steps down the memory ladder, and other decisions worth knowing.
+    pub notes: Vec<String>,
+}
+
+/// Report and result of a job.
+pub struct PruneOutcome {
+    /// What was done.
+    pub report: PruneReport,
+    /// The pruned model; its changed layers lie in the work folder.
+    pub source: Arc<dyn WeightSource>,
+}
+
+/// A job at work: inputs, threads, files, and the clock.
+pub(crate) struct Job<'a> {
+    pub(crate) request: &'a PruneRequest,
+    pub(crate) pool: Arc<ThreadPool>,
+    pub(crate) set: CalibrationSet,
+    pub(crate) work: WorkDir,
+    pub(crate) streams: Streams,
+    pub(crate) seconds: BTreeMap<String, f64>,
+    pub(crate) notes: Vec<String>,
+    progress: &'a mut dyn FnMut(Progress),
+    cancel: &'a AtomicBool,
+    started: Instant,
+    /// Share that was done when this run began.
+    done_before: f64,
+}
+
+/// The parts of a new [`Job`].
+pub(crate) struct JobParts<'a> {
+    pub(crate) request: &'a PruneRequest,
+    pub(crate) pool: Arc<ThreadPool>,
+    pub(crate) set: CalibrationSet,
+    pub(crate) work: WorkDir,
+    pub(crate) streams: Streams,
+    pub(crate) progress: &'a mut dyn FnMut(Progress),
+    pub(crate) cancel: &'a AtomicBool,
+}
+
+impl<'a> Job<'a> {
+    pub(crate) fn new(parts: JobParts<'a>) -> Self {
+        Self {
+            request: parts.request,
+            pool: parts.pool,
+            set: parts.set,
+            work: parts.work,
+            streams: parts.streams,
+            seconds: BTreeMap::new(),
+            notes: Vec::new(),
+            progress: parts.progress,
+            cancel: parts.cancel,
+            started: Instant::now(),
+            done_before: 0.0,
+        }
+    }
+
+    /// # Errors
+    /// [`PruneError::Cancelled`] when the caller asked to stop.
+    pub(crate) fn check_cancel(&self) -> Result<(), PruneError> {
+        if self.cancel.load(Ordering::Relaxed) { Err(PruneError::Cancelled) } else { Ok(()) }
+    }
+
+    /// Says that `done` of the job was there when this run began.
+    pub(crate) fn resume_at(&mut self, done: f64) {
+        self.done_before = done;
+    }
+
+    pub(crate) fn report(
+        &mut self,
+        stage: Stage,
+        layer_idx: Option<LayerIdx>,
+        done: f64,
+        error: Option<f64>,
+    ) {
+        let elapsed = self.started.elapsed().as_secs_f64();
+        let fresh = done - self.done_before;
+        let eta_seconds = (0.02 < fresh).then(|| elapsed * (1.0 - done) / fresh);
+        (self.progress)(Progress {
+            stage,
+            layer_idx,
+            n_layers: self.request.source.config().n_layers(),
+            done,
+            eta_seconds,
+            held_out_error: error,
+        });
+    }
+
+    /// Adds the time since `from` to a stage.
+    pub(crate) fn clock(&mut self, name: &str, from: Instant) {
+        *self.seconds.entry(name.to_owned()).or_default() += from.elapsed().as_secs_f64();
+    }
+
+    pub(crate) fn io_error(&self, name: &str, source: std::io::Error) -> PruneError {
+        PruneError::Io { path: self.work.file(name), source }
+    }
+}

@@ -1,0 +1,292 @@
+//! One layer of the pruning pass: statistics of its inputs, selection, recovery, and the streams moved on.
+//!
+//! Memory: the layer's mapped pages, one window of activations, and the statistics of its down projection
+//! (`4 k^2 + 4 k d` bytes) with the solver's work space.
+
+use crate::apply::{convert_layer, cut_mlp, narrowed};
+use crate::calibration::WINDOW_LEN;
+use crate::error::PruneError;
+use crate::job::{Job, LayerReport};
+use crate::methods::{InputSource, Linear, Needs, Recovery};
+use crate::overlay::{LayerWeights, OverlaySource, write_layer};
+use crate::registry::Method;
+use crate::stats::{LayerStats, TargetStats};
+use crate::streams::Side;
+use secateur_engine::{LayerRunner, Sublayer};
+use secateur_model::{LayerIdx, WeightId, WeightRole};
+use secateur_tensor::kernels::{cross_accumulate, gram_accumulate, mirror_upper};
+use std::time::Instant;
+
+/// What is to be done with a layer.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(crate) enum LayerDecision {
+    /// Remove it whole.
+    Remove,
+    /// Keep this many MLP neurons.
+    Width(usize),
+}
+
+/// Sums of squares that tell how far the student has drifted from the teacher.
+#[derive(Clone, Copy, Debug, Default)]
+struct Drift {
+    gap: f64,
+    energy: f64,
+}
+
+impl Drift {
+    fn add(&mut self, teacher: &[f32], student: &[f32]) {
+        for (t, h) in teacher.iter().zip(student) {
+            let (t, gap) = (f64::from(*t), f64::from(h - t));
+            self.gap += gap * gap;
+            self.energy += t * t;
+        }
+    }
+
+    fn get(self) -> f64 {
+        if self.energy == 0.0 { 0.0 } else { self.gap / self.energy }
+    }
+}
+
+/// Runs one layer of the pass and leaves its outcome in the work folder.
+pub(crate) fn prune_layer(
+    job: &mut Job<'_>,
+    method: &Method,
+    layer_idx: LayerIdx,
+    decision: LayerDecision,
+) -> Result<LayerReport, PruneError> {
+    let source = job.request.source.clone();
+    let shape = source.config().layers[layer_idx];
+    let mut report = LayerReport {
+        layer_idx,
+        removed: decision == LayerDecision::Remove,
+        importance: None,
+        intermediate_size_before: shape.intermediate_size,
+        intermediate_size: 0,
+        num_key_value_heads_before: shape.num_key_value_heads,
+        num_key_value_heads: 0,
+        fit_drift: 0.0,
+        held_out_drift: 0.0,
+        recovery: "none".to_owned(),
+        kept_neurons: Vec::new(),
+        digest: String::new(),
+    };
+    let mut student = OverlaySource::new(source.clone());
+    match decision {
+        LayerDecision::Remove => student.remove_layer(layer_idx),
+        LayerDecision::Width(width) => {
+            let converted = convert_layer(source.as_ref(), layer_idx, job.request.dtype)?;
+            student.put_memory(layer_idx, shape, converted.clone());
+            report.intermediate_size = width;
+            report.num_key_value_heads = shape.num_key_value_heads;
+            let cut = (width < shape.intermediate_size).then_some((method, width));
+            let stats = first_pass(job, layer_idx, &student, cut.map(|(method, _)| method))?;
+            let mut weights = converted;
+            if let (Some((method, width)), Some(mut stats)) = (cut, stats) {
+                let from = Instant::now();
+                let (kept, recovery) = solve(job, layer_idx, method, width, &mut stats)?;
+                drop(stats);
+                weights.extend(cut_mlp(&student, layer_idx, &kept, &recovery, job.request.dtype)?);
+                report.recovery = method.width.name().to_owned();
+                report.kept_neurons = kept;
+                job.clock("solve", from);
+            }
+            finish_layer(job, layer_idx, &mut student, width, weights, &mut report)?;
+        }
+    }
+    second_pass(job, layer_idx, &student, &mut report)?;
+    source.give_back_layer(layer_idx);
+    job.streams.sync(layer_idx + 1)?;
+    Ok(report)
+}
+
+/// Stores the layer's new matrices and lets the student run them.
+fn finish_layer(
+    job: &Job<'_>,
+    layer_idx: LayerIdx,
+    student: &mut OverlaySource,
+    width: usize,
+    weights: LayerWeights,
+    report: &mut LayerReport,
+) -> Result<(), PruneError> {
+    let shape = narrowed(job.request.source.config().layers[layer_idx], width);
+    if !weights.is_empty() {
+        let name = layer_file(layer_idx);
+        report.digest =
+            write_layer(&job.work.file(&name), &weights).map_err(|error| job.io_error(&name, error))?;
+    }
+    student.put_memory(layer_idx, shape, weights);
+    Ok(())
+}
+
+/// Name of the file with the new matrices of a layer.
+pub(crate) fn layer_file(layer_idx: LayerIdx) -> String {
+    format!("layer-{layer_idx:03}.bin")
+}
+
+/// Moves the teacher through the layer and the student through its attention, collecting what `method` needs.
+fn first_pass(
+    job: &mut Job<'_>,
+    layer_idx: LayerIdx,
+    student: &OverlaySource,
+    method: Option<&Method>,
+) -> Result<Option<LayerStats>, PruneError> {
+    let from = Instant::now();
+    let source = job.request.source.clone();
+    let hidden_size = source.config().hidden_size;
+    let width = source.config().layers[layer_idx].intermediate_size;
+    let teacher_runner = LayerRunner::new(source.as_ref(), layer_idx, job.pool.clone())?;
+    let student_runner = LayerRunner::new(student, layer_idx, job.pool.clone())?;
+    let mut stats = method.map(|method| empty_stats(method, width, hidden_size));
+    let mut rows = vec![0.0; WINDOW_LEN * hidden_size];
+    for window_idx in 0..job.set.n_windows() {
+        job.check_cancel()?;
+        let is_fit = window_idx < job.set.n_fit();
+        job.streams.read(Side::Teacher, layer_idx, window_idx, &mut rows)?;
+        advance(&teacher_runner, Sublayer::Attn, &mut rows)?;
+        let dense_method = method.filter(|method| method.width.inputs() == InputSource::Dense && is_fit);
+        if let (Some(_), Some(stats)) = (dense_method, &mut stats) {
+            collect(job, layer_idx, &teacher_runner, &rows, None, stats)?;
+        }
+        advance(&teacher_runner, Sublayer::Mlp, &mut rows)?;
+        job.streams.write(Side::Teacher, layer_idx + 1, window_idx, &rows)?;
+        let teacher_next = std::mem::take(&mut rows);
+        rows = vec![0.0; WINDOW_LEN * hidden_size];
+        job.streams.read(Side::Student, layer_idx, window_idx, &mut rows)?;
+        advance(&student_runner, Sublayer::Attn, &mut rows)?;
+        let own_method = method.filter(|method| method.width.inputs() == InputSource::PrunedPrefix && is_fit);
+        if let (Some(_), Some(stats)) = (own_method, &mut stats) {
+            collect(job, layer_idx, &student_runner, &rows, Some(&teacher_next), stats)?;
+        }
+        job.streams.write(Side::Student, layer_idx + 1, window_idx, &rows)?;
+    }
+    if let Some(gram) = stats.as_mut().and_then(|stats| stats.gram.as_mut()) {
+        mirror_upper(gram, width);
+    }
+    job.clock("calibrate", from);
+    Ok(stats)
+}
+
+fn empty_stats(method: &Method, width: usize, hidden_size: usize) -> LayerStats {
+    let mut stats = LayerStats::new(width, hidden_size);
+    if Needs::Gram <= method.width.needs() {
+        stats.gram = Some(vec![0.0; width * width]);
+    }
+    if method.teacher_share.is_some() {
+        let cross = vec![0.0; width * hidden_size];
+        stats.target = Some(TargetStats { cross, sum: vec![0.0; hidden_size], energy: 0.0 });
+    }
+    stats
+}
+
+/// Runs a sub-layer in place; an absent one leaves the rows as they are.
+pub(crate) fn advance(runner: &LayerRunner, sublayer: Sublayer, rows: &mut [f32]) -> Result<(), PruneError> {
+    if let Some(run) = runner.run(sublayer, rows)? {
+        rows.copy_from_slice(run.output());
+    }
+    Ok(())
+}
+
+/// Adds one window to the statistics. `mid`: hidden states before the MLP; the target is what the MLP would
+/// have to add to reach `teacher_next`.
+pub(crate) fn collect(
+    job: &Job<'_>,
+    layer_idx: LayerIdx,
+    runner: &LayerRunner,
+    mid: &[f32],
+    teacher_next: Option<&[f32]>,
+    stats: &mut LayerStats,
+) -> Result<(), PruneError> {
+    let Some(run) = runner.run_mlp_inner(mid)? else { return Ok(()) };
+    let inner = run.inner();
+    let (k, d) = (stats.n_in, stats.n_out);
+    stats.add_moments(inner).map_err(|error| numeric(layer_idx, &error))?;
+    if let Some(gram) = &mut stats.gram {
+        gram_accumulate(&job.pool, inner, k, gram);
+    }
+    if let (Some(target), Some(teacher_next)) = (&mut stats.target, teacher_next) {
+        let wanted: Vec<f32> = teacher_next.iter().zip(mid).map(|(t, h)| t - h).collect();
+        cross_accumulate(&job.pool, inner, &wanted, k, d, &mut target.cross);
+        for row in wanted.chunks_exact(d) {
+            for (sum, &value) in target.sum.iter_mut().zip(row) {
+                *sum += f64::from(value);
+                target.energy += f64::from(value) * f64::from(value);
+            }
+        }
+    }
+    Ok(())
+}
+
+pub(crate) fn numeric(layer_idx: LayerIdx, error: &dyn std::error::Error) -> PruneError {
+    PruneError::Numeric { layer_idx, what: error.to_string() }
+}
+
+/// Chooses the neurons that stay and refits what is left.
+fn solve(
+    job: &Job<'_>,
+    layer_idx: LayerIdx,
+    method: &Method,
+    width: usize,
+    stats: &mut LayerStats,
+) -> Result<(Vec<usize>, Recovery), PruneError> {
+    job.check_cancel()?;
+    let source = &job.request.source;
+    let role = |role| source.require(WeightId::layer(layer_idx, role));
+    let down = role(WeightRole::DownProj)?.to_f32();
+    let coupled: Vec<Vec<f32>> = if method.width.needs() == Needs::Weights {
+        vec![role(WeightRole::GateProj)?.to_f32(), role(WeightRole::UpProj)?.to_f32()]
+    } else {
+        Vec::new()
+    };
+    let coupled: Vec<&[f32]> = coupled.iter().map(Vec::as_slice).collect();
+    if let Some(share) = method.teacher_share {
+        stats.blend_own_target(&down, share).map_err(|error| numeric(layer_idx, &error))?;
+    }
+    let linear =
+        Linear { weight: &down, n_out: stats.n_out, n_in: stats.n_in, unit_len: 1, coupled: &coupled };
+    let kept = method.width.select(&linear, stats, width).map_err(|error| numeric(layer_idx, &error))?;
+    job.check_cancel()?;
+    let recovery = method.width.recover(&linear, stats, &kept).map_err(|error| numeric(layer_idx, &error))?;
+    Ok((kept, recovery))
+}
+
+/// Moves the student through what is left of the layer and measures its drift.
+fn second_pass(
+    job: &mut Job<'_>,
+    layer_idx: LayerIdx,
+    student: &OverlaySource,
+    report: &mut LayerReport,
+) -> Result<(), PruneError> {
+    let from = Instant::now();
+    let source = job.request.source.clone();
+    let hidden_size = source.config().hidden_size;
+    let teacher_runner = if report.removed {
+        Some(LayerRunner::new(source.as_ref(), layer_idx, job.pool.clone())?)
+    } else {
+        None
+    };
+    let student_runner = LayerRunner::new(student, layer_idx, job.pool.clone())?;
+    let mut rows = vec![0.0; WINDOW_LEN * hidden_size];
+    let mut teacher = vec![0.0; WINDOW_LEN * hidden_size];
+    let (mut fit, mut held_out) = (Drift::default(), Drift::default());
+    for window_idx in 0..job.set.n_windows() {
+        job.check_cancel()?;
+        if let Some(runner) = &teacher_runner {
+            job.streams.read(Side::Teacher, layer_idx, window_idx, &mut teacher)?;
+            advance(runner, Sublayer::Attn, &mut teacher)?;
+            advance(runner, Sublayer::Mlp, &mut teacher)?;
+            job.streams.write(Side::Teacher, layer_idx + 1, window_idx, &teacher)?;
+            job.streams.read(Side::Student, layer_idx, window_idx, &mut rows)?;
+        } else {
+            job.streams.read(Side::Teacher, layer_idx + 1, window_idx, &mut teacher)?;
+            job.streams.read(Side::Student, layer_idx + 1, window_idx, &mut rows)?;
+            advance(&student_runner, Sublayer::Mlp, &mut rows)?;
+        }
+        job.streams.write(Side::Student, layer_idx + 1, window_idx, &rows)?;
+        let drift = if window_idx < job.set.n_fit() { &mut fit } else { &mut held_out };
+        drift.add(&teacher, &rows);
+    }
+    report.fit_drift = fit.get();
+    report.held_out_drift = held_out.get();
+    job.clock("advance", from);
+    Ok(())
+}

@@ -1,0 +1,362 @@
+//! Decides what each layer loses: evenly, or from what each cut does to the base model's predictions.
+//!
+//! The measurement is one sweep over the layers. At each layer the second-order removal gives the error curve
+//! of its MLP; then two perturbed copies of a short token window are started: one without the layer, one with
+//! its MLP cut to half. All copies move on together with the sweep, so that each layer is in memory once. At
+//! the end the divergence of every copy from the untouched one is the measured damage of that cut.
+
+use crate::calibration::WINDOW_LEN;
+use crate::comp::LayerImportance;
+use crate::error::PruneError;
+use crate::job::{Job, Stage};
+use crate::layer_pass::{LayerDecision, advance, collect, numeric};
+use crate::methods::{Linear, NEURON_STEP};
+use crate::pipeline::measured_share;
+use crate::refit::{Damping, FitProblem, refit};
+use crate::registry::{Method, Spread};
+use crate::select::{Quadratic, Removal, RemovalOptions, remove_units};
+use crate::spill::Spill;
+use crate::stats::LayerStats;
+use crate::streams::Side;
+use crate::widths::{DamageCurve, Stack, WidthGrid, allocate, uniform};
+use secateur_engine::{Head, LayerRunner, Sublayer};
+use secateur_model::{ModelConfig, PlanPolicy, WeightId, WeightRole};
+use secateur_tensor::kernels::{GemmArgs, MatMut, MatRef, gemm, mirror_upper};
+use serde::{Deserialize, Serialize};
+use std::ops::ControlFlow;
+use std::time::Instant;
+
+/// Windows whose tokens make the error curves.
+const CURVE_WINDOWS: usize = 8;
+/// Positions at the end of the damage window whose predictions are compared.
+const DAMAGE_POSITIONS: usize = 256;
+/// Exponent of the damage model: 3 was best on the reference model.
+const GAMMA: f64 = 3.0;
+
+const RECORD: &str = "probe.json";
+
+/// Measured damage of cutting one layer.
+#[derive(Clone, Debug, Serialize, Deserialize)]
+pub(crate) struct LayerDamage {
+    /// COMP's layer importance.
+    importance: f64,
+    /// Squared output error after removing 0, 1, ... [`WIDTH_STEP`]-sized groups of neurons.
+    errors: Vec<f64>,
+    /// Neurons removed when `narrowed` was measured.
+    reference: usize,
+    /// Divergence (nats per token) of the model with this layer's MLP cut by `reference` neurons.
+    narrowed: f64,
+    /// Divergence of the model without this layer.
+    removed: f64,
+}
+
+/// What was decided.
+pub(crate) struct Decisions {
+    pub(crate) layers: Vec<LayerDecision>,
+    pub(crate) importance: Vec<f64>,
+}
+
+/// Decides layer by layer.
+pub(crate) fn decide(job: &mut Job<'_>, method: &Method) -> Result<Decisions, PruneError> {
+    if method.spread == Spread::Uniform {
+        return Ok(Decisions { layers: even(job)?, importance: Vec::new() });
+    }
+    let known: Option<Vec<LayerDamage>> =
+        job.work.read(RECORD).map_err(|error| job.io_error(RECORD, error))?;
+    let damages = match known {
+        Some(damages) => damages,
+        None => {
+            let damages = sweep(job)?;
+            job.work.write(RECORD, &damages).map_err(|error| job.io_error(RECORD, error))?;
+            damages
+        }
+    };
+    job.resume_at(measured_share(1.0));
+    let layers = match job.request.policy {
+        PlanPolicy::Compatible => even(job)?,
+        PlanPolicy::Quality => spread(job, &damages)?,
+    };
+    Ok(Decisions { layers, importance: damages.iter().map(|damage| damage.importance).collect() })
+}
+
+fn to_remove(job: &Job<'_>) -> u64 {
+    let config = job.request.source.config();
+    (job.request.ratio.get() * config.all_layer_params() as f64).round() as u64
+}
+
+fn unit_params(config: &ModelConfig) -> u64 {
+    3 * config.hidden_size as u64
+}
+
+fn ratio_error(job: &Job<'_>, error: &dyn std::error::Error) -> PruneError {
+    PruneError::Ratio { asked: job.request.ratio, reason: error.to_string() }
+}
+
+/// The same width everywhere; with [`PlanPolicy::Quality`] some layers, evenly spread, keep one step more so
+/// that the share removed is met as closely as steps allow.
+fn even(job: &Job<'_>) -> Result<Vec<LayerDecision>, PruneError> {
+    let config = job.request.source.config();
+    let widest = config.layers.iter().map(|layer| layer.intermediate_size).max().unwrap_or(0);
+    let n_layers = config.n_layers();
+    let (grid, remove) = (WidthGrid::NEURONS, to_remove(job));
+    let width = match job.request.policy {
+        PlanPolicy::Compatible => {
+            let widths = uniform(widest, unit_params(config), n_layers, grid, remove);
+            widths.map_err(|error| ratio_error(job, &error))?.keep
+        }
+        PlanPolicy::Quality => {
+            let per_step = grid.snap as u64 * unit_params(config);
+            let steps = (remove as f64 / per_step as f64).round() as usize;
+            let width = |layer_idx: usize| {
+                let cut = (layer_idx + 1) * steps / n_layers - layer_idx * steps / n_layers;
+                config.layers[layer_idx].intermediate_size.saturating_sub(cut * grid.snap)
+            };
+            (0..n_layers).map(width).collect()
+        }
+    };
+    if width.iter().any(|&width| width < grid.floor) {
+        let reason = format!("layers would keep fewer than {} neurons", grid.floor);
+        return Err(PruneError::Ratio { asked: job.request.ratio, reason });
+    }
+    let kept = width.iter().zip(&config.layers);
+    Ok(kept.map(|(&width, layer)| LayerDecision::Width(width.min(layer.intermediate_size))).collect())
+}
+
+/// Widths by measured damage.
+fn spread(job: &mut Job<'_>, damages: &[LayerDamage]) -> Result<Vec<LayerDecision>, PruneError> {
+    let config = job.request.source.config().clone();
+    let mut stacks = Vec::new();
+    for (layer, damage) in config.layers.iter().zip(damages) {
+        let curve = DamageCurve {
+            errors: &damage.errors,
+            reference: damage.reference,
+            measured: damage.narrowed,
+            gamma: GAMMA,
+        };
+        let stack = Stack::new(layer.intermediate_size, unit_params(&config), WidthGrid::NEURONS, &curve);
+        stacks.push(stack.map_err(|error| ratio_error(job, &error))?);
+    }
+    let widths = allocate(&stacks, to_remove(job), config.all_layer_params());
+    let widths = widths.map_err(|error| ratio_error(job, &error))?;
+    Ok(widths.keep.into_iter().map(LayerDecision::Width).collect())
+}
+
+/// The windows of the sweep: those that make the curves, and the one whose predictions are compared.
+struct SweepWindows {
+    curve: Vec<usize>,
+    damage: usize,
+}
+
+impl SweepWindows {
+    fn new(n_fit: usize) -> Self {
+        let n_curve = CURVE_WINDOWS.min(n_fit.saturating_sub(1)).max(1);
+        // Evenly over the set, so that the text of every part is heard.
+        let curve = (0..n_curve).map(|at| at * n_fit / n_curve).collect();
+        Self { curve, damage: n_fit - 1 }
+    }
+}
+
+fn sweep(job: &mut Job<'_>) -> Result<Vec<LayerDamage>, PruneError> {
+    let from = Instant::now();
+    let source = job.request.source.clone();
+    let (n_layers, hidden_size) = (source.config().n_layers(), source.config().hidden_size);
+    let windows = SweepWindows::new(job.set.n_fit());
+    let name = "spill-probe";
+    let spill = Spill::open(&job.work.file(name), hidden_size).map_err(|error| job.io_error(name, error))?;
+    let mut state = Sweep { windows, spill, name, rows: vec![0.0; WINDOW_LEN * hidden_size], n_copies: 0 };
+    state.start(job)?;
+    let mut damages = Vec::with_capacity(n_layers);
+    for layer_idx in 0..n_layers {
+        job.report(Stage::Measure, Some(layer_idx), measured_share(layer_idx as f64 / n_layers as f64), None);
+        damages.push(state.layer(job, layer_idx)?);
+        source.give_back_layer(layer_idx);
+    }
+    let kl = state.divergences(job)?;
+    for (damage, pair) in damages.iter_mut().zip(kl.chunks_exact(2)) {
+        damage.removed = pair[0].max(0.0);
+        damage.narrowed = pair[1].max(0.0);
+    }
+    job.clock("measure", from);
+    Ok(damages)
+}
+
+/// A sweep at work. Slots of its spill file, one window each: the curve windows, the untouched damage window,
+/// then two copies for each layer passed.
+struct Sweep {
+    windows: SweepWindows,
+    spill: Spill,
+    name: &'static str,
+    rows: Vec<f32>,
+    n_copies: usize,
+}
+
+impl Sweep {
+    fn untouched_slot(&self) -> usize {
+        self.windows.curve.len()
+    }
+
+    fn copy_slot(&self, copy: usize) -> usize {
+        self.untouched_slot() + 1 + copy
+    }
+
+    fn read(&mut self, job: &Job<'_>, slot: usize) -> Result<(), PruneError> {
+        self.spill.read(slot * WINDOW_LEN, &mut self.rows).map_err(|error| job.io_error(self.name, error))
+    }
+
+    fn write(&self, job: &Job<'_>, slot: usize, rows: &[f32]) -> Result<(), PruneError> {
+        self.spill.write(slot * WINDOW_LEN, rows).map_err(|error| job.io_error(self.name, error))
+    }
+
+    fn start(&mut self, job: &Job<'_>) -> Result<(), PruneError> {
+        let windows: Vec<usize> = self.windows.curve.iter().copied().chain([self.windows.damage]).collect();
+        for (slot, window_idx) in windows.into_iter().enumerate() {
+            job.streams.read(Side::Teacher, 0, window_idx, &mut self.rows)?;
+            self.write(job, slot, &self.rows)?;
+        }
+        Ok(())
+    }
+
+    fn layer(&mut self, job: &Job<'_>, layer_idx: usize) -> Result<LayerDamage, PruneError> {
+        let source = job.request.source.clone();
+        let runner = LayerRunner::new(source.as_ref(), layer_idx, job.pool.clone())?;
+        for copy in 0..self.n_copies {
+            job.check_cancel()?;
+            let slot = self.copy_slot(copy);
+            self.read(job, slot)?;
+            advance(&runner, Sublayer::Attn, &mut self.rows)?;
+            advance(&runner, Sublayer::Mlp, &mut self.rows)?;
+            self.write(job, slot, &self.rows)?;
+        }
+        let (importance, stats) = self.curve_windows(job, layer_idx, &runner)?;
+        let mut damage =
+            LayerDamage { importance, errors: vec![0.0], reference: 0, narrowed: 0.0, removed: 0.0 };
+        // The copy without this layer is the window as it comes in.
+        self.read(job, self.untouched_slot())?;
+        self.write(job, self.copy_slot(self.n_copies), &self.rows)?;
+        advance(&runner, Sublayer::Attn, &mut self.rows)?;
+        let mut narrowed = self.rows.clone();
+        if let Some(inner) = runner.run_mlp_inner(&self.rows)? {
+            let down = source.require(WeightId::layer(layer_idx, WeightRole::DownProj))?.to_f32();
+            let cut = cut_for_curve(job, layer_idx, &stats, &down)?;
+            add_product(job, inner.inner(), &cut, stats.n_in, &mut narrowed);
+            damage.errors = cut.errors;
+            damage.reference = cut.reference;
+        }
+        self.write(job, self.copy_slot(self.n_copies + 1), &narrowed)?;
+        advance(&runner, Sublayer::Mlp, &mut self.rows)?;
+        self.write(job, self.untouched_slot(), &self.rows)?;
+        self.n_copies += 2;
+        Ok(damage)
+    }
+
+    /// Moves the curve windows through the layer; returns its importance and the statistics of its MLP.
+    fn curve_windows(
+        &mut self,
+        job: &Job<'_>,
+        layer_idx: usize,
+        runner: &LayerRunner,
+    ) -> Result<(f64, LayerStats), PruneError> {
+        let config = job.request.source.config();
+        let width = config.layers[layer_idx].intermediate_size;
+        let mut stats = LayerStats::new(width, config.hidden_size);
+        stats.gram = Some(vec![0.0; width * width]);
+        let mut importance = LayerImportance::default();
+        for slot in 0..self.windows.curve.len() {
+            job.check_cancel()?;
+            self.read(job, slot)?;
+            let before = self.rows.clone();
+            advance(runner, Sublayer::Attn, &mut self.rows)?;
+            collect(job, layer_idx, runner, &self.rows, None, &mut stats)?;
+            advance(runner, Sublayer::Mlp, &mut self.rows)?;
+            importance
+                .add_window(&before, &self.rows, config.hidden_size)
+                .map_err(|error| numeric(layer_idx, &error))?;
+            self.write(job, slot, &self.rows)?;
+        }
+        if let Some(gram) = &mut stats.gram {
+            mirror_upper(gram, width);
+        }
+        Ok((importance.aggregated(), stats))
+    }
+
+    /// Divergence of every copy from the untouched window.
+    fn divergences(&mut self, job: &Job<'_>) -> Result<Vec<f64>, PruneError> {
+        /// Copies whose logits are taken together: the untouched ones are computed once for all of them.
+        const TOGETHER: usize = 4;
+        let head = Head::new(job.request.source.as_ref())?;
+        let hidden_size = job.request.source.config().hidden_size;
+        let tail = (WINDOW_LEN - DAMAGE_POSITIONS) * hidden_size;
+        self.read(job, self.untouched_slot())?;
+        let untouched = self.rows[tail..].to_vec();
+        let mut kl = Vec::with_capacity(self.n_copies);
+        let mut copy = 0;
+        while copy < self.n_copies {
+            job.check_cancel()?;
+            let mut group = Vec::new();
+            for at in copy..self.n_copies.min(copy + TOGETHER) {
+                self.read(job, self.copy_slot(at))?;
+                group.push(self.rows[tail..].to_vec());
+            }
+            let students: Vec<&[f32]> = group.iter().map(Vec::as_slice).collect();
+            kl.extend(head.mean_kl(&job.pool, &untouched, &students)?);
+            copy += group.len();
+        }
+        Ok(kl)
+    }
+}
+
+/// A down projection cut to half its width, and the error of every narrower one.
+struct CurveCut {
+    errors: Vec<f64>,
+    reference: usize,
+    kept: Vec<usize>,
+    /// `[d, kept]`.
+    weight: Vec<f32>,
+}
+
+fn cut_for_curve(
+    job: &Job<'_>,
+    layer_idx: usize,
+    stats: &LayerStats,
+    down: &[f32],
+) -> Result<CurveCut, PruneError> {
+    let fail = |error| numeric(layer_idx, &error as &dyn std::error::Error);
+    let linear = Linear::new(down, stats.n_out, stats.n_in, 1).map_err(fail)?;
+    let own = stats.own_target(down).map_err(fail)?;
+    let gram = stats.gram().map_err(fail)?;
+    let problem = FitProblem::new(gram, &own.cross, &linear, Damping::DEFAULT).map_err(fail)?;
+    let keep = WidthGrid::NEURONS.floor.min(stats.n_in);
+    let options = RemovalOptions { unit_len: 1, keep, step: NEURON_STEP };
+    let quadratic = Quadratic::of_weights(&problem).map_err(fail)?;
+    let mut go_on = |_: &crate::select::Round<'_>| {
+        if job.check_cancel().is_ok() { ControlFlow::Continue(()) } else { ControlFlow::Break(()) }
+    };
+    let Removal { kept, order, errors, .. } = remove_units(quadratic, &options, &mut go_on).map_err(fail)?;
+    job.check_cancel()?;
+    let reference = (stats.n_in / 2).min(order.len());
+    let removal = Removal { kept, order, errors: Vec::new(), coefficients: Vec::new() };
+    let kept = removal.kept_after(reference);
+    let weight = refit(&problem, &kept).map_err(fail)?;
+    Ok(CurveCut { errors, reference, kept, weight })
+}
+
+/// `rows += inner[:, kept] weight'`.
+fn add_product(job: &Job<'_>, inner: &[f32], cut: &CurveCut, width: usize, rows: &mut [f32]) {
+    let n = inner.len() / width;
+    let n_kept = cut.kept.len();
+    let mut columns = Vec::with_capacity(n * n_kept);
+    for row in inner.chunks_exact(width) {
+        columns.extend(cut.kept.iter().map(|&at| row[at]));
+    }
+    let n_out = rows.len() / n;
+    gemm(
+        &job.pool,
+        GemmArgs {
+            alpha: 1.0,
+            a: MatRef::row_major(&columns, n, n_kept),
+            b: MatRef::row_major(&cut.weight, n_out, n_kept).transposed(),
+            beta: 1.0,
+            c: MatMut::row_major(rows, n, n_out),
+        },
+    );
+}

@@ -1,0 +1,238 @@
+//! The way of a prune job: embed, measure, cut layer after layer, evaluate. Each step leaves a record in the
+//! work folder; a rerun with the same inputs goes on after the last one.
+
+use crate::calibration::{CalibrationSet, WINDOW_LEN};
+use crate::checkpoint::WorkDir;
+use crate::error::PruneError;
+use crate::job::{Job, JobParts, LayerReport, Progress, PruneOutcome, PruneReport, PruneRequest, Stage};
+use crate::layer_pass::{LayerDecision, layer_file, prune_layer};
+use crate::measure::decide;
+use crate::overlay::{OverlaySource, verify_layer};
+use crate::registry::{Method, method};
+use crate::streams::{Side, Streams};
+use secateur_engine::{Embedding, Head};
+use secateur_model::{ModelConfig, WeightSource};
+use secateur_tensor::kernels::ThreadPool;
+use std::collections::BTreeMap;
+use std::sync::Arc;
+use std::sync::atomic::AtomicBool;
+use std::time::Instant;
+
+/// Part of every fingerprint: a change that alters results makes old work folders useless.
+const ALGORITHM_VERSION: u32 = 1;
+
+/// Shares of a job, by stage: where each one ends.
+const EMBED_END: f64 = 0.01;
+const MEASURE_END: f64 = 0.25;
+const PRUNE_END: f64 = 0.98;
+
+/// Prunes a model. Deterministic: the same request gives the same bytes, whatever the number of threads and
+/// however often it was interrupted.
+///
+/// Stages of COMP (arXiv 2501.15255, as reconstructed in the documentation): layers by importance, neurons of
+/// the remaining layers, recovery. Peak memory is described in `docs/memory.md`.
+/// # Errors
+/// [`PruneError`]; the work folder then holds everything done so far.
+pub fn prune(
+    request: &PruneRequest,
+    progress: &mut dyn FnMut(Progress),
+    cancel: &AtomicBool,
+) -> Result<PruneOutcome, PruneError> {
+    let method = method(&request.method)?;
+    let set = CalibrationSet::new(request.calibration_tokens.clone(), request.fit_tokens)?;
+    let io = |source| PruneError::Io { path: request.work_dir.clone(), source };
+    let (work, resumed) = WorkDir::open(&request.work_dir, &fingerprint(request, &set)).map_err(io)?;
+    let hidden_size = request.source.config().hidden_size;
+    let streams = Streams::open(&work, hidden_size)?;
+    let pool = Arc::new(ThreadPool::new(request.n_threads.max(1)));
+    let mut job = Job::new(JobParts { request, pool, set, work, streams, progress, cancel });
+    embed(&mut job)?;
+    let decisions = decide(&mut job, &method)?;
+    let layers = prune_layers(&mut job, &method, &decisions.layers, &decisions.importance)?;
+    let (before, after) = evaluate(&mut job)?;
+    let source = assemble(&job, &layers)?;
+    let report = summarize(&job, source.config(), layers, Losses { before, after }, resumed);
+    job.report(Stage::Evaluate, None, 1.0, None);
+    Ok(PruneOutcome { report, source: Arc::new(source) })
+}
+
+/// Removes the work folder of a job whose result has been stored.
+/// # Errors
+/// [`PruneError::Io`].
+pub fn discard_work(request: &PruneRequest) -> Result<(), PruneError> {
+    let io = |source| PruneError::Io { path: request.work_dir.clone(), source };
+    let set = CalibrationSet::new(request.calibration_tokens.clone(), request.fit_tokens)?;
+    let (work, _) = WorkDir::open(&request.work_dir, &fingerprint(request, &set)).map_err(io)?;
+    work.remove().map_err(io)
+}
+
+/// Digest of everything the result depends on.
+fn fingerprint(request: &PruneRequest, set: &CalibrationSet) -> String {
+    let mut hasher = blake3::Hasher::new();
+    let config = request.source.config();
+    let text = format!(
+        "{ALGORITHM_VERSION}\n{}\n{}\n{}\n{}\n{}\n{}\n{:?}\n{}\n{config:?}\n",
+        request.source_digest,
+        request.calibration_digest,
+        set.n_fit(),
+        request.method,
+        request.ratio.get(),
+        request.policy.name(),
+        request.dtype,
+        request.seed,
+    );
+    hasher.update(text.as_bytes());
+    for window_idx in 0..set.n_windows() {
+        for token in set.window(window_idx) {
+            hasher.update(&token.to_le_bytes());
+        }
+    }
+    hasher.finalize().to_hex().to_string()
+}
+
+fn embed(job: &mut Job<'_>) -> Result<(), PruneError> {
+    const RECORD: &str = "layer-embed.done";
+    let from = Instant::now();
+    if job.work.read::<bool>(RECORD).map_err(|error| job.io_error(RECORD, error))? == Some(true) {
+        return Ok(());
+    }
+    job.report(Stage::Embed, None, 0.0, None);
+    let source = job.request.source.clone();
+    let embedding = Embedding::new(source.as_ref())?;
+    job.streams.embed(&embedding, &job.set, source.config().hidden_size)?;
+    source.give_back(secateur_model::WeightId::global(secateur_model::WeightRole::EmbedTokens));
+    job.work.write(RECORD, &true).map_err(|error| job.io_error(RECORD, error))?;
+    job.clock("embed", from);
+    job.report(Stage::Embed, None, EMBED_END, None);
+    Ok(())
+}
+
+/// Where the measuring stage is, as a share of the whole job.
+pub(crate) fn measured_share(done: f64) -> f64 {
+    EMBED_END + (MEASURE_END - EMBED_END) * done
+}
+
+fn pruned_share(done: usize, n_layers: usize) -> f64 {
+    MEASURE_END + (PRUNE_END - MEASURE_END) * done as f64 / n_layers.max(1) as f64
+}
+
+fn prune_layers(
+    job: &mut Job<'_>,
+    method: &Method,
+    decisions: &[LayerDecision],
+    importance: &[f64],
+) -> Result<Vec<LayerReport>, PruneError> {
+    let n_layers = decisions.len();
+    let mut layers: Vec<LayerReport> = Vec::new();
+    let mut fresh = false;
+    for (layer_idx, &decision) in decisions.iter().enumerate() {
+        let record = format!("layer-{layer_idx:03}.done");
+        let known = if fresh { None } else { recorded(job, &record, layer_idx)? };
+        if let Some(report) = known {
+            job.resume_at(pruned_share(layer_idx + 1, n_layers));
+            layers.push(report);
+            continue;
+        }
+        fresh = true;
+        job.report(Stage::Prune, Some(layer_idx), pruned_share(layer_idx, n_layers), None);
+        let mut report = prune_layer(job, method, layer_idx, decision)?;
+        report.importance = importance.get(layer_idx).copied();
+        job.work.write(&record, &report).map_err(|error| job.io_error(&record, error))?;
+        let error = Some(report.held_out_drift);
+        layers.push(report);
+        job.report(Stage::Prune, Some(layer_idx), pruned_share(layer_idx + 1, n_layers), error);
+    }
+    Ok(layers)
+}
+
+/// The outcome of a layer that an earlier run finished, if its files are whole.
+fn recorded(job: &Job<'_>, record: &str, layer_idx: usize) -> Result<Option<LayerReport>, PruneError> {
+    let found: Option<LayerReport> = job.work.read(record).map_err(|error| job.io_error(record, error))?;
+    let Some(report) = found.filter(|report| report.layer_idx == layer_idx) else { return Ok(None) };
+    if report.digest.is_empty() {
+        return Ok(Some(report));
+    }
+    let whole =
+        verify_layer(&job.work.file(&layer_file(layer_idx))).is_ok_and(|digest| digest == report.digest);
+    Ok(whole.then_some(report))
+}
+
+/// Mean loss of the held-out windows, teacher and student.
+fn evaluate(job: &mut Job<'_>) -> Result<(f64, f64), PruneError> {
+    let from = Instant::now();
+    job.report(Stage::Evaluate, None, PRUNE_END, None);
+    let source = job.request.source.clone();
+    let config = source.config();
+    let head = Head::new(source.as_ref())?;
+    let mut rows = vec![0.0; WINDOW_LEN * config.hidden_size];
+    let (mut before, mut after, mut n) = (0.0, 0.0, 0usize);
+    for window_idx in job.set.n_fit()..job.set.n_windows() {
+        job.check_cancel()?;
+        let targets = &job.set.window(window_idx)[1..];
+        let used = targets.len() * config.hidden_size;
+        for (side, sum) in [(Side::Teacher, &mut before), (Side::Student, &mut after)] {
+            job.streams.read(side, config.n_layers(), window_idx, &mut rows)?;
+            let losses = head.nll(&job.pool, &rows[..used], targets)?;
+            *sum += losses.iter().map(|&loss| f64::from(loss)).sum::<f64>();
+        }
+        n += targets.len();
+    }
+    job.clock("evaluate", from);
+    let n = n.max(1) as f64;
+    Ok((before / n, after / n))
+}
+
+/// The base model with every changed layer replaced by its file.
+fn assemble(job: &Job<'_>, layers: &[LayerReport]) -> Result<OverlaySource, PruneError> {
+    let mut source = OverlaySource::new(job.request.source.clone());
+    for layer in layers {
+        if layer.removed {
+            source.remove_layer(layer.layer_idx);
+        } else if !layer.digest.is_empty() {
+            let shape = secateur_model::LayerConfig {
+                intermediate_size: layer.intermediate_size,
+                ..job.request.source.config().layers[layer.layer_idx]
+            };
+            let name = layer_file(layer.layer_idx);
+            source
+                .put_file(layer.layer_idx, shape, &job.work.file(&name))
+                .map_err(|error| job.io_error(&name, error))?;
+        }
+    }
+    source.config().validate()?;
+    Ok(source)
+}
+
+struct Losses {
+    before: f64,
+    after: f64,
+}
+
+fn summarize(
+    job: &Job<'_>,
+    pruned: &ModelConfig,
+    layers: Vec<LayerReport>,
+    losses: Losses,
+    resumed: bool,
+) -> PruneReport {
+    let params_before = job.request.source.config().all_layer_params();
+    let params_after = pruned.all_layer_params();
+    let seconds: BTreeMap<String, f64> = job.seconds.clone();
+    PruneReport {
+        method: job.request.method.clone(),
+        seed: job.request.seed,
+        ratio_asked: job.request.ratio.get(),
+        ratio_reached: 1.0 - params_after as f64 / params_before.max(1) as f64,
+        params_before,
+        params_after,
+        layers_removed: layers.iter().filter(|layer| layer.removed).map(|layer| layer.layer_idx).collect(),
+        layers,
+        calibration_tokens: job.set.fit_tokens(),
+        held_out_tokens: (job.set.n_windows() - job.set.n_fit()) * WINDOW_LEN,
+        held_out_loss_before: losses.before,
+        held_out_loss_after: losses.after,
+        seconds,
+        resumed,
+        notes: job.notes.clone(),
+    }
+}

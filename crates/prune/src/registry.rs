@@ -1,0 +1,51 @@
+//! Methods by name: what `--method` accepts, and how the pipeline runs each of them.
+
+use crate::comp::Comp;
+use crate::error::PruneError;
+use crate::methods::{Fasp, Flap, Magnitude, SecondOrder, WandaSp, WidthMethod};
+
+/// How the cut is shared between layers.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(crate) enum Spread {
+    /// The same width in all layers.
+    Uniform,
+    /// By the damage each layer does, measured on the base model.
+    Measured,
+}
+
+/// A method as the pipeline runs it.
+#[derive(Clone, Copy)]
+pub(crate) struct Method {
+    pub(crate) name: &'static str,
+    /// How layers are narrowed.
+    pub(crate) width: &'static dyn WidthMethod,
+    /// Share of the dense model's residual stream in the target of the fit; `None` fits the layer's own output.
+    pub(crate) teacher_share: Option<f64>,
+    /// How the cut is shared between layers.
+    pub(crate) spread: Spread,
+}
+
+/// The default method: COMP's stages with second-order selection, weight refit and measured widths.
+pub const DEFAULT_METHOD: &str = "comp-refit";
+
+static METHODS: [Method; 8] = [
+    Method { name: DEFAULT_METHOD, width: &SecondOrder, teacher_share: Some(0.2), spread: Spread::Measured },
+    Method { name: "comp", width: &Comp::COLLINEARITY, teacher_share: None, spread: Spread::Uniform },
+    Method { name: "comp-condition", width: &Comp::CONDITION, teacher_share: None, spread: Spread::Uniform },
+    Method { name: "condition", width: &Comp::CONDITION_ONLY, teacher_share: None, spread: Spread::Uniform },
+    Method { name: "wanda-sp", width: &WandaSp, teacher_share: None, spread: Spread::Uniform },
+    Method { name: "flap", width: &Flap, teacher_share: None, spread: Spread::Uniform },
+    Method { name: "fasp", width: &Fasp, teacher_share: None, spread: Spread::Uniform },
+    Method { name: "magnitude", width: &Magnitude, teacher_share: None, spread: Spread::Uniform },
+];
+
+/// Names of all methods, the default one first.
+#[must_use]
+pub fn method_names() -> Vec<&'static str> {
+    METHODS.iter().map(|method| method.name).collect()
+}
+
+pub(crate) fn method(name: &str) -> Result<Method, PruneError> {
+    let unknown = || PruneError::UnknownMethod { name: name.to_owned(), known: method_names().join(", ") };
+    METHODS.iter().find(|method| method.name == name).copied().ok_or_else(unknown)
+}
