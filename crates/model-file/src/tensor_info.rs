@@ -41,6 +41,12 @@ impl TensorInfo {
         self.dims.iter().map(|&dim| dim as u64).product()
     }
 
+    /// Where its bytes are in the file.
+    #[must_use]
+    pub fn range(&self) -> Range<usize> {
+        self.range.clone()
+    }
+
     /// Bytes in the file.
     #[must_use]
     pub fn bytes(&self) -> u64 {

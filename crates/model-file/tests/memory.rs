@@ -1,0 +1,46 @@
+//! Resident memory while a real model is opened, digested and written anew. A test of its own process, because
+//! it reads the process's peak. Uses the reference model.
+#![expect(clippy::unwrap_used, reason = "test code")]
+
+use secateur_model_file::{ModelFile, WriteOptions, write_gguf};
+use secateur_tensor::DType;
+use secateur_test_support::reference_model;
+
+/// Allowed growth of the peak over the state before: buffers, keys, and pages between two give-backs.
+const OPEN_BYTES: u64 = 4 << 20;
+const WRITE_BYTES: u64 = 12 << 20;
+
+fn peak_bytes() -> u64 {
+    let status = std::fs::read_to_string("/proc/self/status").unwrap();
+    let line = status.lines().find(|line| line.starts_with("VmHWM:")).unwrap();
+    line.split_whitespace().nth(1).unwrap().parse::<u64>().unwrap() * 1024
+}
+
+/// Sets the peak back to what is resident at present.
+fn reset_peak() -> u64 {
+    std::fs::write("/proc/self/clear_refs", "5").unwrap();
+    peak_bytes()
+}
+
+#[test]
+fn a_model_passes_through_without_becoming_resident() {
+    let Some(path) = reference_model() else { return };
+    let dir = tempfile::tempdir().unwrap();
+    let start = reset_peak();
+    let model = ModelFile::open(&path).unwrap();
+    let opened = peak_bytes() - start;
+    assert!(opened < OPEN_BYTES, "opening took {opened} bytes");
+    model.give_back_all();
+    let start = reset_peak();
+    model.digest().unwrap();
+    let digested = peak_bytes() - start;
+    for dtype in [None, Some(DType::Q4_0)] {
+        let start = reset_peak();
+        let options = WriteOptions { dtype, ..WriteOptions::default() };
+        write_gguf(&dir.path().join("out.gguf"), model.metadata(), &model, &options).unwrap();
+        let written = peak_bytes() - start;
+        println!("open {opened}, digest {digested}, write {dtype:?} {written} bytes");
+        assert!(written < WRITE_BYTES, "writing {dtype:?} took {written} bytes");
+    }
+    assert!(digested < OPEN_BYTES, "digesting took {digested} bytes");
+}
