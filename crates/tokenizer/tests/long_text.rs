@@ -59,7 +59,7 @@ fn corpora() -> Vec<(String, String)> {
     found
 }
 
-/// About 400 KB in which everything that could make a cut visible stands beside line feeds.
+/// About 100 KB, several chunks, in which everything that could make a cut visible stands beside line feeds.
 fn made_up() -> String {
     let parts = [
         "word",
@@ -92,7 +92,7 @@ fn made_up() -> String {
         state = state.wrapping_mul(1_664_525).wrapping_add(1_013_904_223);
         parts[(state >> 16) as usize % parts.len()]
     };
-    (0..100_000).map(|_| next()).collect()
+    (0..40_000).map(|_| next()).collect()
 }
 
 #[test]
