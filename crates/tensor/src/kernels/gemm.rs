@@ -1,22 +1,28 @@
 //! General f32 matrix products, Gram and cross products.
 //!
-//! Each task owns a block of `c` and packs its own panels, so memory is [`gemm_scratch_bytes`] whatever the sizes,
+//! Each task owns a square block of `c` and packs its own panels, so memory is [`gemm_scratch_bytes`] whatever the sizes,
 //! and the sum over `k` is never split between threads: results do not depend on their number.
 
 use super::isa::{Isa, Kernel};
 use super::out::OutPtr;
-use super::pack::{KC, PanelSource, pack_a, pack_b};
+use super::pack::{KC, PanelSource, k_step, pack_a_strips, pack_b_strips};
 use super::pool::ThreadPool;
 use super::simd::Simd;
 use super::tile::{TileOut, TilePanels, tile};
 use super::view::{Layout, MatMut, MatRef};
 
-/// Rows and columns of one task's block of `c`: multiples of every tile's rows and columns.
-const BLOCK_ROWS: usize = 96;
-const BLOCK_COLS: usize = 192;
+/// Sides of one task's block of `c`, the first that gives each thread [`TASKS_PER_THREAD`]: multiples of every tile's
+/// rows and columns. Large blocks pack less.
+const BLOCK_SIDES: [usize; 3] = [384, 192, 96];
+
+/// Tasks that keep the threads busy to the end.
+const TASKS_PER_THREAD: usize = 4;
+
+/// Rows of `a` that pass by one panel of `b` while they stay in the second cache level.
+const SUB_ROWS: usize = 96;
 
 /// f32 values of one thread's panels.
-const PANEL_VALUES: usize = (BLOCK_ROWS + BLOCK_COLS) * KC;
+const PANEL_VALUES: usize = 2 * BLOCK_SIDES[0] * KC;
 
 /// Multiplications below which one thread is faster than waking others.
 const SERIAL_PRODUCTS: usize = 32 << 10;
@@ -115,20 +121,18 @@ pub(crate) fn run_gemm(isa: Isa, pool: &ThreadPool, args: GemmArgs<'_>, part: Pa
         let args = GemmArgs { alpha, a: b.transposed(), b: a.transposed(), beta, c: c.transposed() };
         return run_gemm(isa, pool, args, part);
     }
-    let n_col_blocks = n.div_ceil(BLOCK_COLS);
-    let n_blocks = m.div_ceil(BLOCK_ROWS) * n_col_blocks;
+    let n_blocks_of = |side: usize| m.div_ceil(side) * n.div_ceil(side);
+    let enough = TASKS_PER_THREAD * pool.n_threads();
+    let side = BLOCK_SIDES.into_iter().find(|side| enough <= n_blocks_of(*side)).unwrap_or(BLOCK_SIDES[2]);
+    let (n_col_blocks, n_blocks) = (n.div_ceil(side), n_blocks_of(side));
     let mut panels = vec![0.0_f32; pool.n_threads() * PANEL_VALUES];
     let panels = OutPtr::new(&mut panels);
     let (c_layout, c) = (c.layout, OutPtr::new(c.data));
     let task = |worker_idx: usize, task_idx: usize| {
-        let first_row = task_idx / n_col_blocks * BLOCK_ROWS;
-        let first_col = task_idx % n_col_blocks * BLOCK_COLS;
-        let block = Block {
-            first_row,
-            first_col,
-            n_rows: BLOCK_ROWS.min(m - first_row),
-            n_cols: BLOCK_COLS.min(n - first_col),
-        };
+        let first_row = task_idx / n_col_blocks * side;
+        let first_col = task_idx % n_col_blocks * side;
+        let block =
+            Block { first_row, first_col, n_rows: side.min(m - first_row), n_cols: side.min(n - first_col) };
         // SAFETY: the buffer has `PANEL_VALUES` for each thread, and no other task has this worker index now.
         let panels = unsafe { panels.slice(worker_idx * PANEL_VALUES, PANEL_VALUES) };
         isa.dispatch(BlockTask { alpha, a, b, beta, c, c_layout, block, part, panels });
@@ -163,56 +167,77 @@ struct BlockTask<'a> {
 impl Kernel for BlockTask<'_> {
     type Output = ();
     #[inline(always)]
-    fn run<S: Simd>(self, simd: S) {
+    fn run<S: Simd>(mut self, simd: S) {
         let Block { first_row, first_col, n_rows, n_cols } = self.block;
         if self.part == Part::Upper && first_col + n_cols <= first_row {
             return;
         }
-        let nr = S::NV * S::LANES;
         let k = self.a.n_cols();
-        assert_eq!(self.panels.len(), PANEL_VALUES, "not one thread's panels");
-        let (a_panels, b_panels) = self.panels.split_at_mut(BLOCK_ROWS * KC);
-        for start in (0..k.max(1)).step_by(KC) {
-            let kc = KC.min(k - start);
-            for row in (0..n_rows).step_by(S::MR) {
-                let source = lines(self.a, first_row + row, S::MR.min(n_rows - row), start, kc);
-                // SAFETY: `lines` checked the source; strip `row / MR` has `MR * KC` values at `row * KC`.
-                unsafe { pack_a(simd, source, a_panels.as_mut_ptr().add(row * KC)) };
+        let panels = std::mem::take(&mut self.panels);
+        assert_eq!(panels.len(), PANEL_VALUES, "not one thread's panels");
+        assert!(n_rows.max(n_cols) <= BLOCK_SIDES[0], "block larger than the panels");
+        let (a_panels, b_panels) = panels.split_at_mut(PANEL_VALUES / 2);
+        let step = k_step(k, 1);
+        for start in (0..k.max(1)).step_by(step) {
+            let kc = step.min(k - start);
+            let a = lines(self.a, first_row, n_rows, start, kc);
+            let b = lines(self.b.transposed(), first_col, n_cols, start, kc);
+            // SAFETY: `lines` checked the sources; each buffer holds `BLOCK_SIDES[0]` lines, a multiple of strips and
+            // panels, of `KC` values.
+            unsafe {
+                pack_a_strips(simd, a, a_panels.as_mut_ptr());
+                pack_b_strips(simd, b, b_panels.as_mut_ptr());
             }
-            for col in (0..n_cols).step_by(nr) {
-                let source = lines(self.b.transposed(), first_col + col, nr.min(n_cols - col), start, kc);
-                // SAFETY: `lines` checked the source; panel `col / nr` has `nr * KC` values at `col * KC`.
-                unsafe { pack_b(simd, source, b_panels.as_mut_ptr().add(col * KC)) };
-            }
+            let packed = Packed { a: a_panels.as_ptr(), b: b_panels.as_ptr(), kc };
             let beta = if start == 0 { self.beta } else { 1.0 };
-            for col in (0..n_cols).step_by(nr) {
-                for row in (0..n_rows).step_by(S::MR) {
-                    let (c_row, c_col) = (first_row + row, first_col + col);
-                    let skip = c_row as isize - c_col as isize;
-                    let width = nr.min(n_cols - col);
-                    if self.part == Part::Upper && width as isize <= skip {
-                        continue;
-                    }
-                    // SAFETY: both panels are packed; the tile lies in `c`, in the block of this task alone.
-                    unsafe {
-                        let panels = TilePanels {
-                            a: a_panels.as_ptr().add(row * KC),
-                            b: b_panels.as_ptr().add(col * KC),
-                            kc,
-                        };
-                        let out = TileOut {
-                            to: self.c.at(c_row * self.c_layout.row_stride + c_col),
-                            row_stride: self.c_layout.row_stride,
-                            n_rows: S::MR.min(n_rows - row),
-                            n_cols: width,
-                            alpha: self.alpha,
-                            beta,
-                            skip: if self.part == Part::Upper { skip } else { TileOut::WHOLE },
-                        };
-                        tile(simd, panels, out);
+            for sub in (0..n_rows).step_by(SUB_ROWS) {
+                let rows = sub..n_rows.min(sub + SUB_ROWS);
+                for col in (0..n_cols).step_by(S::NV * S::LANES) {
+                    for row in rows.clone().step_by(S::MR) {
+                        // SAFETY: both panels are packed.
+                        unsafe { self.tile(simd, packed, row, col, beta) };
                     }
                 }
             }
+        }
+    }
+}
+
+/// One block's packed operands.
+#[derive(Clone, Copy)]
+struct Packed {
+    a: *const f32,
+    b: *const f32,
+    kc: usize,
+}
+
+impl BlockTask<'_> {
+    /// Computes the tile at `row` and `col` of the block.
+    /// # Safety
+    /// The panels are packed, and `row` and `col` start a strip and a panel of them.
+    #[inline(always)]
+    unsafe fn tile<S: Simd>(&self, simd: S, packed: Packed, row: usize, col: usize, beta: f32) {
+        let Block { first_row, first_col, n_rows, n_cols } = self.block;
+        let (c_row, c_col) = (first_row + row, first_col + col);
+        let skip = c_row as isize - c_col as isize;
+        let width = (S::NV * S::LANES).min(n_cols - col);
+        if self.part == Part::Upper && width as isize <= skip {
+            return;
+        }
+        let Packed { a, b, kc } = packed;
+        // SAFETY: the caller vouches for the panels; the tile lies in `c`, in the block of this task alone.
+        unsafe {
+            let panels = TilePanels { a: a.add(row * kc), b: b.add(col * kc), kc };
+            let out = TileOut {
+                to: self.c.at(c_row * self.c_layout.row_stride + c_col),
+                row_stride: self.c_layout.row_stride,
+                n_rows: S::MR.min(n_rows - row),
+                n_cols: width,
+                alpha: self.alpha,
+                beta,
+                skip: if self.part == Part::Upper { skip } else { TileOut::WHOLE },
+            };
+            tile(simd, panels, out);
         }
     }
 }

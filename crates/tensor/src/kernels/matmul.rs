@@ -8,7 +8,7 @@
 
 use super::isa::{Isa, Kernel};
 use super::out::OutPtr;
-use super::pack::{KC, PanelSource, WeightPanel, pack_a, pack_weights};
+use super::pack::{KC, PanelSource, WeightPanel, k_step, pack_a_strips, pack_weights};
 use super::pool::ThreadPool;
 use super::row_dot::{GroupSums, MAX_DOT_TOKENS, RowDots};
 use super::simd::{MAX_LANES, Simd};
@@ -145,6 +145,7 @@ impl Product<'_> {
         let shape = isa.dispatch(ShapeOf);
         let (Shape { mr, nr }, panel_values) = (shape, shape.panel_values());
         let n_strips = n_tokens.div_ceil(mr);
+        let step = k_step(n_in, weight.dtype().block_len().max(32));
         grow(&mut scratch.packed_inputs, n_strips * mr * n_in);
         grow(&mut scratch.panels, pool.n_threads() * panel_values);
 
@@ -152,7 +153,7 @@ impl Product<'_> {
         let strips_per_task = n_strips.div_ceil(4 * pool.n_threads());
         pool.run(n_strips.div_ceil(strips_per_task), &|task_idx| {
             let strips = task_idx * strips_per_task..n_strips.min((task_idx + 1) * strips_per_task);
-            isa.dispatch(PackInputs { inputs, n_in, n_strips, strips, packed });
+            isa.dispatch(PackInputs { inputs, n_in, step, n_strips, strips, packed });
         });
 
         let panels = OutPtr::new(&mut scratch.panels);
@@ -164,7 +165,7 @@ impl Product<'_> {
             let width = (panels_per_task * nr).min(n_out - first);
             // SAFETY: the buffer has `panel_values` for each thread, and no other task has this worker index now.
             let panels = unsafe { panels.slice(worker_idx * panel_values, panel_values) };
-            isa.dispatch(PanelTask { weight, first, width, n_tokens, packed, panels, out, accumulate });
+            isa.dispatch(PanelTask { weight, first, width, n_tokens, step, packed, panels, out, accumulate });
         });
     }
 }
@@ -201,10 +202,11 @@ impl Kernel for ShapeOf {
     }
 }
 
-/// Packs strips of `MR` tokens: `[n_in / KC][n_strips][kc][MR]`.
+/// Packs strips of `MR` tokens: `[n_in / step][n_strips][kc][MR]`.
 struct PackInputs<'a> {
     inputs: &'a [f32],
     n_in: usize,
+    step: usize,
     n_strips: usize,
     strips: std::ops::Range<usize>,
     packed: OutPtr,
@@ -219,21 +221,21 @@ impl Kernel for PackInputs<'_> {
             self.strips.end <= self.n_strips && self.n_strips == n_tokens.div_ceil(S::MR),
             "strips out of range"
         );
-        for start in (0..self.n_in).step_by(KC) {
-            let kc = KC.min(self.n_in - start);
-            for strip in self.strips.clone() {
-                let token = strip * S::MR;
-                let source = PanelSource {
-                    from: self.inputs[token * self.n_in + start..].as_ptr(),
-                    line_stride: self.n_in,
-                    value_stride: 1,
-                    width: S::MR.min(n_tokens - token),
-                    kc,
-                };
-                // SAFETY: `width` tokens from `token` on and `kc` columns from `start` on exist; the buffer holds
-                // `n_strips * MR * n_in` values, and this strip belongs to this task.
-                unsafe { pack_a(simd, source, self.packed.at((start * self.n_strips + strip * kc) * S::MR)) };
-            }
+        let token = self.strips.start * S::MR;
+        let width = n_tokens.min(self.strips.end * S::MR) - token;
+        for start in (0..self.n_in).step_by(self.step) {
+            let kc = self.step.min(self.n_in - start);
+            let from = self.inputs[token * self.n_in + start..].as_ptr();
+            let source = PanelSource { from, line_stride: self.n_in, value_stride: 1, width, kc };
+            // SAFETY: `width` tokens from `token` on and `kc` columns from `start` on exist; the buffer holds
+            // `n_strips * MR * n_in` values, and these strips belong to this task.
+            unsafe {
+                pack_a_strips(
+                    simd,
+                    source,
+                    self.packed.at((start * self.n_strips + self.strips.start * kc) * S::MR),
+                )
+            };
         }
     }
 }
@@ -244,6 +246,7 @@ struct PanelTask<'a> {
     first: usize,
     width: usize,
     n_tokens: usize,
+    step: usize,
     packed: OutPtr,
     panels: &'a mut [f32],
     out: OutPtr,
@@ -260,8 +263,9 @@ impl Kernel for PanelTask<'_> {
         assert!(first + width <= n_out && width <= PANELS * nr, "rows out of range");
         assert_eq!(self.panels.len(), PANELS * nr * KC, "not one thread's panels");
         let n_strips = n_tokens.div_ceil(S::MR);
-        for start in (0..n_in).step_by(KC) {
-            let kc = KC.min(n_in - start);
+        assert!(self.step <= KC, "panels are longer than their buffer");
+        for start in (0..n_in).step_by(self.step) {
+            let kc = self.step.min(n_in - start);
             for col in (0..width).step_by(nr) {
                 let panel = WeightPanel { weight, first: first + col, width: nr.min(width - col), start, kc };
                 // SAFETY: panel `col / nr` has `nr * KC` values at `col * KC`, within `PANELS` panels.

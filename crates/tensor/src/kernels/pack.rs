@@ -4,11 +4,15 @@ use super::format::{RowFormat, STAGE, with_format};
 use super::simd::{MAX_LANES, Simd};
 use crate::WeightMatrix;
 
-/// Length of the sum that one set of panels covers: panels stay in the first two cache levels, and the blocks of
-/// every dtype divide it.
-pub(crate) const KC: usize = 256;
+/// The greatest length of the sum that one set of panels covers: one panel of each side stays in the first cache level.
+pub(crate) const KC: usize = 320;
 
-const _: () = assert!(KC.is_multiple_of(STAGE));
+/// Cuts a sum of length `k` into equal steps of at most [`KC`], all but the last a multiple of `unit`.
+pub(crate) fn k_step(k: usize, unit: usize) -> usize {
+    debug_assert!(unit <= STAGE && STAGE.is_multiple_of(unit), "blocks of {unit} values");
+    let greatest = KC / unit * unit;
+    k.div_ceil(k.div_ceil(greatest).max(1)).next_multiple_of(unit).max(unit)
+}
 
 /// A panel to be packed: `width` lines (rows of `a`, columns of `b`) of `kc` values each.
 #[derive(Clone, Copy)]
@@ -92,6 +96,74 @@ pub(crate) unsafe fn pack_b<S: Simd>(simd: S, source: PanelSource, to: *mut f32)
     }
 }
 
+/// Strips that are packed side by side when a step of the sum lies in one row of the source, so that whole cache lines
+/// of it are used while they are there.
+const SIDE_BY_SIDE: usize = 8;
+
+/// Packs all lines of `source` for the `a` side: strip after strip, `[kc][MR]` each.
+/// # Safety
+/// As [`pack_a`], for `width` in whole strips.
+#[inline(always)]
+pub(crate) unsafe fn pack_a_strips<S: Simd>(simd: S, source: PanelSource, to: *mut f32) {
+    // SAFETY: the caller vouches for source and strips.
+    unsafe {
+        let done = copy_strips(source, S::MR, to);
+        for line in (done..source.width).step_by(S::MR) {
+            pack_a(simd, strip(source, line, S::MR), to.add(line * source.kc));
+        }
+    }
+}
+
+/// Packs all lines of `source` for the `b` side: panel after panel, `[kc][NV * LANES]` each, the last perhaps narrower.
+/// # Safety
+/// As [`pack_b`], for `width` in whole vectors.
+#[inline(always)]
+pub(crate) unsafe fn pack_b_strips<S: Simd>(simd: S, source: PanelSource, to: *mut f32) {
+    let nr = S::NV * S::LANES;
+    // SAFETY: the caller vouches for source and panels.
+    unsafe {
+        let done = copy_strips(source, nr, to);
+        for line in (done..source.width).step_by(nr) {
+            pack_b(simd, strip(source, line, nr), to.add(line * source.kc));
+        }
+    }
+}
+
+/// The lines from `line` on, at most `width`.
+/// # Safety
+/// The source has `line`.
+#[inline(always)]
+unsafe fn strip(source: PanelSource, line: usize, width: usize) -> PanelSource {
+    // SAFETY: the caller vouches for the line.
+    let from = unsafe { source.from.add(line * source.line_stride) };
+    PanelSource { from, width: width.min(source.width - line), ..source }
+}
+
+/// Copies strips of `width` lines while whole groups of them are left and lines lie side by side; returns the lines done.
+/// # Safety
+/// The source can be read, and the strips written.
+#[inline(always)]
+unsafe fn copy_strips(source: PanelSource, width: usize, to: *mut f32) -> usize {
+    let group = SIDE_BY_SIDE * width;
+    if source.line_stride != 1 {
+        return 0;
+    }
+    let done = source.width / group * group;
+    for line in (0..done).step_by(group) {
+        for at in 0..source.kc {
+            for nth in 0..SIDE_BY_SIDE {
+                let line = line + nth * width;
+                // SAFETY: `line + width` is within the source, and strip `line / width` has `kc * width` values.
+                unsafe {
+                    let from = source.from.add(line + at * source.value_stride);
+                    std::ptr::copy_nonoverlapping(from, to.add(line * source.kc + at * width), width);
+                }
+            }
+        }
+    }
+    done
+}
+
 /// # Safety
 /// As [`pack_b`].
 #[inline(always)]
@@ -131,7 +203,7 @@ pub(crate) struct WeightPanel<'a> {
 
 /// Decodes and packs a panel of weights: `[kc][padded]`.
 /// # Safety
-/// `kc * padded` values can be written; `start` is a multiple of [`KC`], and `kc <= KC`.
+/// `kc * padded` values can be written; `start` is a multiple of the block length, and `kc <= KC`.
 #[inline(always)]
 pub(crate) unsafe fn pack_weights<S: Simd>(simd: S, panel: WeightPanel<'_>, to: *mut f32) {
     // SAFETY: the caller vouches for the panel.

@@ -100,6 +100,11 @@ unsafe fn tile_rows<S: Simd, const NV: usize>(simd: S, panels: TilePanels, out: 
 #[inline(always)]
 unsafe fn tile_sized<S: Simd, const MR: usize, const NV: usize>(simd: S, panels: TilePanels, out: TileOut) {
     let mut sums = [[simd.splat(0.0); NV]; MR];
+    for row in 0..MR {
+        // The tile is needed last, and comes from afar.
+        simd.prefetch(out.to.wrapping_add(row * out.row_stride));
+        simd.prefetch(out.to.wrapping_add(row * out.row_stride + NV * S::LANES - 1));
+    }
     let (mut a, mut b) = (panels.a, panels.b);
     for _ in 0..panels.kc {
         // SAFETY: step `i < kc` reads `NV * LANES` values of `b` and `MR <= S::MR` values of `a`.

@@ -157,6 +157,11 @@ impl Simd for Avx512 {
         unsafe { _mm512_cvtepi8_epi32(_mm_loadu_si128(from.cast())) }
     }
     #[inline(always)]
+    fn prefetch(self, at: *const f32) {
+        op!(_mm_prefetch::<_MM_HINT_T0>(at.cast()));
+    }
+
+    #[inline(always)]
     unsafe fn splat_f16(self, from: *const u8) -> Self::F {
         // SAFETY: as in `load`.
         unsafe { _mm512_cvtph_ps(_mm256_set1_epi16(from.cast::<i16>().read_unaligned())) }

@@ -100,6 +100,10 @@ pub(crate) trait Simd: Copy + Send + Sync + 'static {
     /// They can be read.
     unsafe fn load_i8(self, from: *const u8) -> Self::I;
 
+    /// Asks for the cache line at an address that will be needed soon; any address will do.
+    #[inline(always)]
+    fn prefetch(self, _at: *const f32) {}
+
     /// Reads one f16 and copies it to all lanes.
     /// # Safety
     /// Two bytes can be read.
