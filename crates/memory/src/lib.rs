@@ -1,9 +1,9 @@
 //! What the device can give, the budget, and the planner.
 //!
-//! - [`probe`] reads memory, limits of control groups, stalls and processors: [`MemoryStatus`] says for each
+//! - [`probe()`] reads memory, limits of control groups, stalls and processors: [`MemoryStatus`] says for each
 //!   number where it came from.
 //! - [`MemoryBudget`] is what users write: `auto`, `128MiB`, `70%`.
-//! - [`plan`] and [`plan_ratio`] decide what to cut: pure functions of shape, weights and budget.
+//! - [`plan()`] and [`plan_ratio`] decide what to cut: pure functions of shape, weights and budget.
 //! - [`Watchdog`] watches the resident set of this process against the budget.
 //!
 //! `sysinfo` is known here only. Nothing here frees or allocates on the caller's behalf.

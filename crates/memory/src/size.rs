@@ -18,7 +18,7 @@ pub fn format_bytes(bytes: u64) -> String {
 
 /// Formats bytes exactly, in the largest binary unit that divides them: `128MiB`, `1000B`.
 pub(crate) fn format_exact(bytes: u64) -> String {
-    let fits = |(unit, _): &&(u64, &str)| bytes != 0 && bytes % unit == 0;
+    let fits = |(unit, _): &&(u64, &str)| bytes != 0 && bytes.is_multiple_of(*unit);
     match UNITS.iter().find(fits) {
         Some((unit, name)) => format!("{}{name}", bytes / unit),
         None => format!("{bytes}B"),

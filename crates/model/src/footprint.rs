@@ -98,15 +98,15 @@ pub fn mixed_layer_bytes(config: &ModelConfig, layer: &LayerConfig, dtypes: &Lay
 
 /// The dtype in which a changed matrix of `dtype` is stored when the source's dtype is to be kept.
 ///
-/// Float types and Q8_0, Q4_0 and Q4_1 stay. The others can be read but not written: they go to the
-/// cheapest written type of no less precision among 4 and 8 bits.
+/// Float types and Q8_0, Q4_0 and Q4_1 stay; what can be read but not written becomes Q8_0, so that a
+/// fitted matrix does not lose what was gained by fitting it.
 #[must_use]
 pub const fn writable_dtype(dtype: DType) -> DType {
     match dtype {
         DType::F32 | DType::F16 | DType::BF16 | DType::Q8_0 | DType::Q4_0 | DType::Q4_1 => dtype,
-        DType::Q2_K | DType::Q3_K => DType::Q4_0,
-        DType::Q4_K => DType::Q4_1,
-        DType::Q5_0 | DType::Q5_1 | DType::Q5_K | DType::Q6_K => DType::Q8_0,
+        DType::Q5_0 | DType::Q5_1 | DType::Q2_K | DType::Q3_K | DType::Q4_K | DType::Q5_K | DType::Q6_K => {
+            DType::Q8_0
+        }
     }
 }
 

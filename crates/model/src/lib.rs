@@ -10,7 +10,8 @@ mod weights;
 
 pub use config::{Architecture, ConfigError, LayerConfig, ModelConfig, RopeLayout, RopeScaling, limits};
 pub use footprint::{
-    Footprint, KvDType, LayerDTypes, activations_bytes, kv_cache_bytes, layer_bytes, mixed_layer_bytes, writable_dtype,
+    Footprint, KvDType, LayerDTypes, activations_bytes, kv_cache_bytes, layer_bytes, mixed_layer_bytes,
+    writable_dtype,
 };
 pub use plan::{MaskError, NeuronMask, PlanAction, PlanPolicy, PrunePlan, PruneRatio, RatioError};
 pub use secateur_tensor::DType;

@@ -175,7 +175,7 @@ fn evenly(n_steps: &[usize]) -> Vec<(LayerIdx, usize)> {
 }
 
 /// All layers to the next common width, then one KV group of each. None when the layers of the base cannot
-/// be made alike by cutting MLPs: different heads, or a part missing in some.
+/// be made alike by cutting MLPs: different heads, a part missing in some, or too different widths.
 fn compatible_rounds(config: &ModelConfig, unit: impl Fn(LayerIdx) -> usize) -> Vec<Vec<Step>> {
     let first = &config.layers[0];
     let alike = |layer: &LayerConfig| {
@@ -188,11 +188,18 @@ fn compatible_rounds(config: &ModelConfig, unit: impl Fn(LayerIdx) -> usize) -> 
     }
     let unit = (0..config.n_layers()).map(unit).max().unwrap_or(WIDTH_UNIT);
     let narrowest = config.layers.iter().map(|layer| layer.intermediate_size).min().unwrap_or(0);
+    let widest = config.layers.iter().map(|layer| layer.intermediate_size).max().unwrap_or(0);
     let mut widths = narrower_widths(narrowest, unit);
-    if !config.is_uniform() {
+    if narrowest != widest {
         // Uneven layers are alike first at the width of the narrowest.
         widths.insert(0, narrowest);
     }
+    // The floor holds for every layer; where the widest cannot come down to the narrowest, nothing is alike.
+    let floor = widest.div_ceil(WIDTH_FLOOR);
+    if narrowest < floor {
+        return Vec::new();
+    }
+    widths.retain(|&width| floor <= width);
     let mut layers = config.layers.clone();
     let mut rounds = Vec::new();
     let mut round = |layers: &mut Vec<LayerConfig>, change: &dyn Fn(&LayerConfig) -> LayerConfig| {

@@ -331,7 +331,3 @@ impl<'a> Planner<'a> {
         }
     }
 }
-
-#[cfg(test)]
-#[path = "tests.rs"]
-mod tests;

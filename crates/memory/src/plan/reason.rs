@@ -27,10 +27,10 @@ pub(super) fn of_budget(
             format!(" The context is {context_len} tokens, since {first_context} cannot be made to fit.")
         }
     };
-    let serving = format!("Serving {context_len} tokens of context untouched needs {base}");
+    let serving = format!("Untouched, serving {context_len} tokens of context needs {base}");
     let verdict = match plan.action {
-        PlanAction::Untouched => format!("{serving}, {budget} are allowed: nothing is pruned."),
-        PlanAction::Prune => format!("{serving}, {budget} are allowed: {}.", change(planner, plan)),
+        PlanAction::Untouched => format!("{serving}; {budget} are allowed: nothing is pruned."),
+        PlanAction::Prune => format!("{serving}; {budget} are allowed: {}.", change(planner, plan)),
     };
     verdict + &context
 }

@@ -105,13 +105,15 @@ impl WeightsSummary {
         summary
     }
 
-    /// True when every matrix is stored in `dtype` already.
+    /// True when a result in `dtype` stores every matrix as it is stored already.
     pub(super) fn is_all(&self, config: &ModelConfig, dtype: DType) -> bool {
-        let ends = self.embedding_dtype == dtype && (self.head_bytes == 0 || self.head_dtype == dtype);
+        let is_stored = |bytes: u64, stored: DType| bytes == 0 || table_dtype(dtype, stored) == stored;
+        let tables = is_stored(self.embedding_bytes, self.embedding_dtype)
+            && is_stored(self.head_bytes, self.head_dtype);
         let of_layer = |(layer, weights): (&LayerConfig, &LayerWeights)| {
             weights.dtypes.iter().enumerate().all(|(at, &stored)| stored == dtype || !has_matrix(layer, at))
         };
-        ends && config.layers.iter().zip(&self.layers).all(of_layer)
+        tables && config.layers.iter().zip(&self.layers).all(of_layer)
     }
 
     /// Dtypes of a layer in the shape `layer`: matrices whose columns are cut are fitted anew and written.
@@ -150,15 +152,19 @@ impl WeightsSummary {
         let of_layers = |layers: &[LayerConfig], dtype| -> u64 {
             (0..layers.len()).map(|layer_idx| self.layer_bytes(config, layers, layer_idx, dtype)).sum()
         };
-        let table = |bytes: u64| match dtype {
-            Some(dtype) if bytes != 0 => matrix_bytes(config.vocab_size, config.hidden_size, dtype),
+        let table = |bytes: u64, stored: DType| match dtype {
+            Some(dtype) if bytes != 0 => {
+                matrix_bytes(config.vocab_size, config.hidden_size, table_dtype(dtype, stored))
+            }
             _ => bytes,
         };
         let vectors: u64 = self.layers.iter().map(|layer| layer.vector_bytes).sum();
         let fixed = vectors + self.final_norm_bytes;
         let base = fixed + self.embedding_bytes + self.head_bytes + of_layers(&config.layers, None);
         let other = self.file_bytes.saturating_sub(base);
-        fixed + table(self.embedding_bytes) + table(self.head_bytes) + of_layers(layers, dtype) + other
+        let tables =
+            table(self.embedding_bytes, self.embedding_dtype) + table(self.head_bytes, self.head_dtype);
+        fixed + tables + of_layers(layers, dtype) + other
     }
 }
 
@@ -167,6 +173,43 @@ fn has_matrix(layer: &LayerConfig, at: usize) -> bool {
     if at <= O_PROJ { layer.num_attention_heads != 0 } else { layer.intermediate_size != 0 }
 }
 
+/// How the writer stores the token table and the output head when `asked` is wanted for all matrices: as
+/// llama.cpp does, 4 bits are too few for them, unless they are quantized already.
+pub(super) fn table_dtype(asked: DType, stored: DType) -> DType {
+    match asked {
+        DType::Q4_0 | DType::Q4_1 if 1 < stored.block_len() => stored,
+        DType::Q4_0 | DType::Q4_1 => DType::Q8_0,
+        other => other,
+    }
+}
+
 fn matrix_bytes(n_rows: usize, n_cols: usize, dtype: DType) -> u64 {
     n_rows as u64 * dtype.row_bytes(n_cols).unwrap_or(2 * n_cols) as u64
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn tables_are_stored_as_the_writer_does() {
+        let writable = DType::ALL.into_iter().filter(|&dtype| writable_dtype(dtype) == dtype);
+        for (asked, stored) in writable.flat_map(|asked| DType::ALL.map(|stored| (asked, stored))) {
+            for role in [WeightRole::EmbedTokens, WeightRole::LmHead] {
+                let want = secateur_model_file::stored_dtype(role, Some(asked), stored, 256);
+                assert_eq!(
+                    table_dtype(asked, stored),
+                    want,
+                    "{role:?} stored as {stored}, asked for {asked}"
+                );
+            }
+        }
+        for asked in DType::ALL {
+            for role in WeightRole::LAYER_MATRICES {
+                // 48 columns are no whole number of blocks: F16 on both sides.
+                let want = secateur_model_file::stored_dtype(role, Some(asked), DType::F32, 48);
+                assert_eq!(matrix_bytes(2, 48, asked), matrix_bytes(2, 48, want), "{asked}");
+            }
+        }
+    }
 }

@@ -55,7 +55,7 @@ pub(super) fn read_cpu(root: &ProbeRoot, groups: &Hierarchies, notes: &mut Vec<S
     CpuAllowance { allowed_cpus, quota_cores, quota_source, usable_cores }
 }
 
-/// `Cpus_allowed_list:	0-3,8`.
+/// The line `Cpus_allowed_list: 0-3,8`.
 fn allowed_cpus(root: &ProbeRoot) -> Option<usize> {
     let text = root.text("/proc/self/status").ok()??;
     let list = text.lines().find_map(|line| line.strip_prefix("Cpus_allowed_list:"))?;
