@@ -40,7 +40,7 @@ const RECORD: &str = "probe.json";
 pub(crate) struct LayerDamage {
     /// COMP's layer importance.
     importance: f64,
-    /// Squared output error after removing 0, 1, ... [`WIDTH_STEP`]-sized groups of neurons.
+    /// `errors[i]`: squared output error when the i least useful neurons are gone and the others refitted.
     errors: Vec<f64>,
     /// Neurons removed when `narrowed` was measured.
     reference: usize,
@@ -122,23 +122,76 @@ fn even(job: &Job<'_>) -> Result<Vec<LayerDecision>, PruneError> {
     Ok(kept.map(|(&width, layer)| LayerDecision::Width(width.min(layer.intermediate_size))).collect())
 }
 
-/// Widths by measured damage.
+/// Layers and widths by measured damage.
+///
+/// COMP's order: the least important layers are tried first, and each leaves only when that is cheaper than
+/// narrowing the others for the same number of parameters. The amplitudes of removed layers add up (they all
+/// disturb the same residual stream), so their divergences add as `(sum of square roots)^2`.
 fn spread(job: &mut Job<'_>, damages: &[LayerDamage]) -> Result<Vec<LayerDecision>, PruneError> {
     let config = job.request.source.config().clone();
+    let mut order: Vec<usize> = (0..damages.len()).collect();
+    order.sort_by(|&a, &b| damages[a].importance.total_cmp(&damages[b].importance).then(a.cmp(&b)));
+    let mut removed: Vec<usize> = Vec::new();
+    let mut best = without(job, &config, damages, &removed)?;
+    for candidate in order {
+        let mut tried = removed.clone();
+        tried.push(candidate);
+        match without(job, &config, damages, &tried) {
+            Ok(next) if next.damage < best.damage => {
+                removed = tried;
+                best = next;
+            }
+            // Not cheaper, or more than was to be removed: later candidates matter more.
+            _ => break,
+        }
+    }
+    if !removed.is_empty() {
+        removed.sort_unstable();
+        job.notes.push(format!("layers {removed:?} leave whole: cheaper than narrowing the others"));
+    }
+    Ok(best.layers)
+}
+
+/// A way to spread the cut, and what it is predicted to cost.
+struct Spreading {
+    layers: Vec<LayerDecision>,
+    damage: f64,
+}
+
+/// The cheapest widths when the layers `removed` leave whole.
+fn without(
+    job: &Job<'_>,
+    config: &ModelConfig,
+    damages: &[LayerDamage],
+    removed: &[usize],
+) -> Result<Spreading, PruneError> {
+    let freed: u64 = removed.iter().map(|&layer_idx| config.layer_params(&config.layers[layer_idx])).sum();
+    let beyond = |error: &dyn std::error::Error| ratio_error(job, error);
+    let remove = to_remove(job).checked_sub(freed).ok_or_else(|| PruneError::Ratio {
+        asked: job.request.ratio,
+        reason: "whole layers are more than was to be removed".to_owned(),
+    })?;
+    let kept: Vec<usize> = (0..damages.len()).filter(|layer_idx| !removed.contains(layer_idx)).collect();
     let mut stacks = Vec::new();
-    for (layer, damage) in config.layers.iter().zip(damages) {
+    for &layer_idx in &kept {
+        let damage = &damages[layer_idx];
         let curve = DamageCurve {
             errors: &damage.errors,
             reference: damage.reference,
             measured: damage.narrowed,
             gamma: GAMMA,
         };
-        let stack = Stack::new(layer.intermediate_size, unit_params(&config), WidthGrid::NEURONS, &curve);
-        stacks.push(stack.map_err(|error| ratio_error(job, &error))?);
+        let n_units = config.layers[layer_idx].intermediate_size;
+        let stack = Stack::new(n_units, unit_params(config), WidthGrid::NEURONS, &curve);
+        stacks.push(stack.map_err(|error| beyond(&error))?);
     }
-    let widths = allocate(&stacks, to_remove(job), config.all_layer_params());
-    let widths = widths.map_err(|error| ratio_error(job, &error))?;
-    Ok(widths.keep.into_iter().map(LayerDecision::Width).collect())
+    let widths = allocate(&stacks, remove, config.all_layer_params()).map_err(|error| beyond(&error))?;
+    let mut layers = vec![LayerDecision::Remove; damages.len()];
+    for (&layer_idx, &width) in kept.iter().zip(&widths.keep) {
+        layers[layer_idx] = LayerDecision::Width(width);
+    }
+    let amplitude: f64 = removed.iter().map(|&layer_idx| damages[layer_idx].removed.sqrt()).sum();
+    Ok(Spreading { layers, damage: widths.damage + amplitude * amplitude })
 }
 
 /// The windows of the sweep: those that make the curves, and the one whose predictions are compared.

@@ -30,7 +30,7 @@ pub const DEFAULT_METHOD: &str = "comp-refit";
 
 static METHODS: [Method; 8] = [
     Method { name: DEFAULT_METHOD, width: &SecondOrder, teacher_share: Some(0.2), spread: Spread::Measured },
-    Method { name: "comp", width: &Comp::COLLINEARITY, teacher_share: None, spread: Spread::Uniform },
+    Method { name: "comp", width: &Comp::COLLINEARITY, teacher_share: None, spread: Spread::Measured },
     Method { name: "comp-condition", width: &Comp::CONDITION, teacher_share: None, spread: Spread::Uniform },
     Method { name: "condition", width: &Comp::CONDITION_ONLY, teacher_share: None, spread: Spread::Uniform },
     Method { name: "wanda-sp", width: &WandaSp, teacher_share: None, spread: Spread::Uniform },
