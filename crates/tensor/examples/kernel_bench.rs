@@ -6,8 +6,9 @@
 
 use bytes::Bytes;
 use secateur_tensor::kernels::{
-    AttentionArgs, AttentionScratch, KvSlice, MatmulScratch, ThreadPool, active_isa, attention,
-    cross_accumulate, gram_accumulate, matmul, multiply_add_loop, rms_norm, silu_mul, softmax_in_place,
+    AttentionArgs, AttentionScratch, KvSlice, MatmulMode, MatmulScratch, Precision, Store, ThreadPool,
+    active_isa, attention, cross_accumulate, gram_accumulate, matmul_with, multiply_add_loop, rms_norm,
+    silu_mul, softmax_in_place,
 };
 use secateur_tensor::{DType, WeightMatrix};
 use std::hint::black_box;
@@ -123,16 +124,24 @@ fn limits(bench: &Bench, pool: &ThreadPool) {
     });
 }
 
+/// Every dtype in f32, and those stored as integers with activations of bytes.
+fn modes() -> impl Iterator<Item = (DType, MatmulMode, &'static str)> {
+    let mode = |precision| MatmulMode { precision, store: Store::Replace };
+    let floats = DTYPES.into_iter().map(move |dtype| (dtype, mode(Precision::F32), ""));
+    let bytes = [DType::Q8_0, DType::Q4_0, DType::Q4_1].into_iter();
+    floats.chain(bytes.map(move |dtype| (dtype, mode(Precision::Int8), " int8")))
+}
+
 fn decode(bench: &Bench, pool: &ThreadPool) {
     // Larger than the caches: 64k rows of 576, as an output head; and one layer's matrix, that stays in them.
     for (what, n_rows, n_cols) in [("head", 65_536, 576), ("layer", 1536, 576)] {
-        for dtype in DTYPES {
+        for (dtype, mode, suffix) in modes() {
             let (weight, input) = (weight(dtype, n_rows, n_cols), noise(1, n_cols));
             let (mut out, mut scratch) = (vec![0.0; n_rows], MatmulScratch::default());
             let amount = weight.data().len() as f64 / 1e9;
-            let name = format!("gemv {what} {dtype}");
+            let name = format!("gemv {what} {dtype}{suffix}");
             bench.figure(&name, pool.n_threads(), "GB/s", amount, || {
-                matmul(pool, &input, &weight, &mut out, &mut scratch);
+                matmul_with(pool, &input, &weight, &mut out, &mut scratch, mode);
             });
         }
     }
@@ -142,13 +151,13 @@ fn prefill(bench: &Bench, pool: &ThreadPool) {
     for (n_tokens, n_in, n_out) in
         [(512, 576, 1536), (512, 1536, 576), (100, 576, 1536), (4, 576, 1536), (8, 576, 1536)]
     {
-        for dtype in DTYPES {
+        for (dtype, mode, suffix) in modes() {
             let (weight, inputs) = (weight(dtype, n_out, n_in), noise(1, n_tokens * n_in));
             let (mut out, mut scratch) = (vec![0.0; n_tokens * n_out], MatmulScratch::default());
             let amount = 2e-9 * (n_tokens * n_in * n_out) as f64;
-            let name = format!("matmul {n_tokens}x{n_in}x{n_out} {dtype}");
+            let name = format!("matmul {n_tokens}x{n_in}x{n_out} {dtype}{suffix}");
             bench.figure(&name, pool.n_threads(), "GFLOP/s", amount, || {
-                matmul(pool, &inputs, &weight, &mut out, &mut scratch);
+                matmul_with(pool, &inputs, &weight, &mut out, &mut scratch, mode);
             });
         }
     }

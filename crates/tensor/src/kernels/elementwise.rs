@@ -131,17 +131,9 @@ impl Kernel for SiluMul<'_> {
             }
         }
         for (gate, up) in gate[whole..].iter_mut().zip(&up[whole..]) {
-            *gate = first_lane(simd, Self::value(simd, simd.splat(*gate), simd.splat(*up)));
+            *gate = simd.first(Self::value(simd, simd.splat(*gate), simd.splat(*up)));
         }
     }
-}
-
-#[inline(always)]
-fn first_lane<S: Simd>(simd: S, value: S::F) -> f32 {
-    let mut lanes = [0.0_f32; super::simd::MAX_LANES];
-    // SAFETY: the array has room for the lanes of any instruction set.
-    unsafe { simd.store(lanes.as_mut_ptr(), value) };
-    lanes[0]
 }
 
 /// Softmax of one row. A row of nothing but negative infinity, or with NaN, becomes NaN.
@@ -178,7 +170,7 @@ pub(crate) fn exp_in_place<S: Simd>(simd: S, x: &mut [f32], max: f32) -> f32 {
     }
     let mut total = simd.sum(sum);
     for value in &mut x[whole..] {
-        *value = first_lane(simd, exp_or_zero(simd, simd.splat(*value - max)));
+        *value = simd.first(exp_or_zero(simd, simd.splat(*value - max)));
         total += *value;
     }
     total
@@ -220,7 +212,7 @@ impl Kernel for LogSumExp<'_> {
         }
         let mut total = f64::from(simd.sum(simd.add(simd.add(sums[0], sums[1]), simd.add(sums[2], sums[3]))));
         for value in &x[whole..] {
-            total += f64::from(first_lane(simd, exp_or_zero(simd, simd.splat(value - max))));
+            total += f64::from(simd.first(exp_or_zero(simd, simd.splat(value - max))));
         }
         (f64::from(max) + total.ln()) as f32
     }

@@ -184,8 +184,8 @@ impl RowFormat for Q4_1 {
     unsafe fn decode<S: Simd>(simd: S, group: *const u8, piece: usize) -> S::F {
         // SAFETY: the caller vouches for the group.
         unsafe {
-            let quants = nibbles(simd, group.add(4), piece);
-            simd.fma(simd.splat_f16(group), quants, simd.splat_f16(group.add(2)))
+            let (scale, least) = simd.splat_f16_pair(group);
+            simd.fma(scale, nibbles(simd, group.add(4), piece), least)
         }
     }
     unsafe fn decode_one(_at: *const u8) -> f32 {
@@ -202,8 +202,8 @@ impl RowFormat for Q4_1 {
         // SAFETY: the caller vouches for the group, the input and its sums.
         unsafe {
             let part = dot_nibbles(simd, group.add(4), input, simd.splat(0.0));
-            let sum = simd.fma(simd.splat_f16(group.add(2)), simd.load(input_sums), sum);
-            simd.fma(simd.splat_f16(group), part, sum)
+            let (scale, least) = simd.splat_f16_pair(group);
+            simd.fma(scale, part, simd.fma(least, simd.load(input_sums), sum))
         }
     }
 }

@@ -18,11 +18,17 @@ pub(crate) trait Kernel {
 pub(crate) enum Isa {
     Portable(Portable),
     #[cfg(target_arch = "x86_64")]
-    Avx2(Avx2),
+    Avx2(Avx2<false>),
     #[cfg(target_arch = "x86_64")]
-    Avx512(Avx512),
+    Avx2Vnni(Avx2<true>),
+    #[cfg(target_arch = "x86_64")]
+    Avx512(Avx512<false>),
+    #[cfg(target_arch = "x86_64")]
+    Avx512Vnni(Avx512<true>),
     #[cfg(target_arch = "aarch64")]
-    Neon(Neon),
+    Neon(Neon<false>),
+    #[cfg(target_arch = "aarch64")]
+    NeonDot(Neon<true>),
 }
 
 impl Isa {
@@ -39,10 +45,15 @@ impl Isa {
         #[cfg(target_arch = "x86_64")]
         {
             all.extend(Avx2::new().map(Self::Avx2));
+            all.extend(Avx2::new().map(Self::Avx2Vnni));
             all.extend(Avx512::new().map(Self::Avx512));
+            all.extend(Avx512::new().map(Self::Avx512Vnni));
         }
         #[cfg(target_arch = "aarch64")]
-        all.extend(Neon::new().map(Self::Neon));
+        {
+            all.extend(Neon::new().map(Self::Neon));
+            all.extend(Neon::new().map(Self::NeonDot));
+        }
         all
     }
 
@@ -53,13 +64,19 @@ impl Isa {
             #[cfg(target_arch = "x86_64")]
             Self::Avx2(_) => "avx2+fma+f16c",
             #[cfg(target_arch = "x86_64")]
+            Self::Avx2Vnni(_) => "avx2+fma+f16c+avxvnni",
+            #[cfg(target_arch = "x86_64")]
             Self::Avx512(_) => "avx512f+bw+vl",
+            #[cfg(target_arch = "x86_64")]
+            Self::Avx512Vnni(_) => "avx512f+bw+vl+vnni",
             #[cfg(target_arch = "aarch64")]
             Self::Neon(_) => "neon",
+            #[cfg(target_arch = "aarch64")]
+            Self::NeonDot(_) => "neon+dotprod",
         }
     }
 
-    /// Runs `kernel` compiled for this set.
+    /// Runs `kernel` compiled for this set; the instructions for products of bytes are left out.
     #[inline]
     pub(crate) fn dispatch<K: Kernel>(self, kernel: K) -> K::Output {
         match self {
@@ -67,10 +84,41 @@ impl Isa {
             #[cfg(target_arch = "x86_64")]
             Self::Avx2(simd) => simd.call(kernel),
             #[cfg(target_arch = "x86_64")]
+            Self::Avx2Vnni(simd) => simd.base().call(kernel),
+            #[cfg(target_arch = "x86_64")]
             Self::Avx512(simd) => simd.call(kernel),
+            #[cfg(target_arch = "x86_64")]
+            Self::Avx512Vnni(simd) => simd.base().call(kernel),
             #[cfg(target_arch = "aarch64")]
             Self::Neon(simd) => simd.call(kernel),
+            #[cfg(target_arch = "aarch64")]
+            Self::NeonDot(simd) => simd.base().call(kernel),
         }
+    }
+
+    /// Runs `kernel` compiled for this set with all it has: for kernels that multiply bytes.
+    #[inline]
+    pub(crate) fn dispatch_bytes<K: Kernel>(self, kernel: K) -> K::Output {
+        match self {
+            #[cfg(target_arch = "x86_64")]
+            Self::Avx2Vnni(simd) => simd.call(kernel),
+            #[cfg(target_arch = "x86_64")]
+            Self::Avx512Vnni(simd) => simd.call(kernel),
+            #[cfg(target_arch = "aarch64")]
+            Self::NeonDot(simd) => simd.call(kernel),
+            other => other.dispatch(kernel),
+        }
+    }
+}
+
+/// f32 values in one vector.
+pub(crate) struct Lanes;
+
+impl Kernel for Lanes {
+    type Output = usize;
+    #[inline(always)]
+    fn run<S: Simd>(self, _simd: S) -> usize {
+        S::LANES
     }
 }
 
@@ -86,14 +134,6 @@ pub struct KernelInfo {
 /// The instruction set that runs the kernels of this process.
 #[must_use]
 pub fn active_isa() -> KernelInfo {
-    struct Lanes;
-    impl Kernel for Lanes {
-        type Output = usize;
-        #[inline(always)]
-        fn run<S: Simd>(self, _simd: S) -> usize {
-            S::LANES
-        }
-    }
     let isa = Isa::detect();
     KernelInfo { isa: isa.name(), f32_lanes: isa.dispatch(Lanes) }
 }

@@ -6,6 +6,7 @@
 //!
 //! Memory: [`matmul_scratch_bytes`].
 
+use super::int8;
 use super::isa::{Isa, Kernel};
 use super::out::OutPtr;
 use super::pack::{KC, PanelSource, WeightPanel, k_step, pack_a_strips, pack_weights};
@@ -30,11 +31,42 @@ const MC: usize = 96;
 /// Weights below which one thread is faster than waking others.
 const SERIAL_BYTES: usize = 16 << 10;
 
+/// How activations enter a product.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub enum Precision {
+    /// As they are.
+    #[default]
+    F32,
+    /// Rounded to signed bytes with one scale per 32, where the weights are stored as integers with one scale per 32
+    /// (q8_0, q4_0, q4_1); the products are exact integers. Against [`Self::F32`] a result is off by at most
+    /// `sum over groups of max|x| / 254 * sum|w|`. Other dtypes are multiplied as with [`Self::F32`].
+    Int8,
+}
+
+/// What becomes of the old values of the output.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub enum Store {
+    /// They are overwritten.
+    #[default]
+    Replace,
+    /// The product is added to them.
+    Add,
+}
+
+/// How [`matmul_with`] works.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub struct MatmulMode {
+    /// How activations enter.
+    pub precision: Precision,
+    /// What becomes of the old values.
+    pub store: Store,
+}
+
 /// Buffers of [`matmul`], kept between calls.
 #[derive(Debug, Default)]
 pub struct MatmulScratch {
-    packed_inputs: Vec<f32>,
-    panels: Vec<f32>,
+    pub(crate) packed_inputs: Vec<f32>,
+    pub(crate) panels: Vec<f32>,
     sums: Vec<f32>,
 }
 
@@ -47,14 +79,21 @@ impl MatmulScratch {
 }
 
 /// The most bytes that a [`MatmulScratch`] holds for these sizes; `n_tokens` and `n_in` at their greatest.
+///
+/// One scratch that serves both precisions needs at most the sum of both.
 #[must_use]
-pub fn matmul_scratch_bytes(n_threads: usize, n_tokens: usize, n_in: usize) -> usize {
-    let shape = Isa::detect().dispatch(ShapeOf);
-    let packed_tokens = n_tokens.min(PACKED_TOKENS).next_multiple_of(shape.mr);
+pub fn matmul_scratch_bytes(precision: Precision, n_threads: usize, n_tokens: usize, n_in: usize) -> usize {
+    let isa = Isa::detect();
+    let shape = isa.dispatch(ShapeOf);
     let sums = n_in.div_ceil(32) * MAX_LANES;
-    let by_panels =
-        if DOT_TOKENS < n_tokens { packed_tokens * n_in + n_threads * shape.panel_values() } else { 0 };
-    size_of::<f32>() * (by_panels + sums)
+    let packed_tokens = n_tokens.min(PACKED_TOKENS).next_multiple_of(shape.mr);
+    let by_panels = packed_tokens * n_in + n_threads * shape.panel_values();
+    let values = match precision {
+        Precision::F32 if n_tokens <= DOT_TOKENS => sums,
+        Precision::F32 => sums + by_panels,
+        Precision::Int8 => int8::scratch_values(isa, n_threads, n_tokens, n_in),
+    };
+    size_of::<f32>() * values
 }
 
 /// `out = inputs weight'`: `[n_tokens, n_in]` by `[n_out, n_in]` to `[n_tokens, n_out]`.
@@ -67,7 +106,7 @@ pub fn matmul(
     out: &mut [f32],
     scratch: &mut MatmulScratch,
 ) {
-    Product { inputs, weight, accumulate: false }.run(Isa::detect(), pool, out, scratch);
+    matmul_with(pool, inputs, weight, out, scratch, MatmulMode::default());
 }
 
 /// `out += inputs weight'`, as [`matmul`].
@@ -80,7 +119,24 @@ pub fn matmul_add(
     out: &mut [f32],
     scratch: &mut MatmulScratch,
 ) {
-    Product { inputs, weight, accumulate: true }.run(Isa::detect(), pool, out, scratch);
+    let mode = MatmulMode { store: Store::Add, ..MatmulMode::default() };
+    matmul_with(pool, inputs, weight, out, scratch, mode);
+}
+
+/// As [`matmul`], in a chosen precision, replacing the old values or adding to them.
+/// # Panics
+/// When the lengths do not belong together.
+pub fn matmul_with(
+    pool: &ThreadPool,
+    inputs: &[f32],
+    weight: &WeightMatrix,
+    out: &mut [f32],
+    scratch: &mut MatmulScratch,
+    mode: MatmulMode,
+) {
+    let MatmulMode { precision, store } = mode;
+    let accumulate = store == Store::Add;
+    Product { inputs, weight, accumulate, precision }.run(Isa::detect(), pool, out, scratch);
 }
 
 /// One product, on any instruction set.
@@ -89,6 +145,7 @@ pub(crate) struct Product<'a> {
     pub(crate) inputs: &'a [f32],
     pub(crate) weight: &'a WeightMatrix,
     pub(crate) accumulate: bool,
+    pub(crate) precision: Precision,
 }
 
 impl Product<'_> {
@@ -104,23 +161,23 @@ impl Product<'_> {
         assert!(self.inputs.len().is_multiple_of(n_in), "inputs are not [n_tokens, {n_in}]");
         let n_tokens = self.inputs.len() / n_in;
         assert_eq!(out.len(), n_tokens * n_out, "out is not [{n_tokens}, {n_out}]");
-        if n_tokens <= DOT_TOKENS {
-            for (inputs, out) in
-                self.inputs.chunks(MAX_DOT_TOKENS * n_in).zip(out.chunks_mut(MAX_DOT_TOKENS * n_out))
-            {
-                Self { inputs, ..self }.by_rows(isa, pool, out, scratch);
-            }
-        } else {
-            for (inputs, out) in
-                self.inputs.chunks(PACKED_TOKENS * n_in).zip(out.chunks_mut(PACKED_TOKENS * n_out))
-            {
-                Self { inputs, ..self }.by_panels(isa, pool, out, scratch);
+        if self.precision == Precision::Int8 && int8::has_bytes(self.weight.dtype()) {
+            return int8::run(self, isa, pool, out, scratch);
+        }
+        let (is_few, pass) =
+            if n_tokens <= DOT_TOKENS { (true, MAX_DOT_TOKENS) } else { (false, PACKED_TOKENS) };
+        for (inputs, out) in self.inputs.chunks(pass * n_in).zip(out.chunks_mut(pass * n_out)) {
+            let product = Self { inputs, ..self };
+            if is_few {
+                product.by_rows(isa, pool, out, scratch);
+            } else {
+                product.by_panels(isa, pool, out, scratch);
             }
         }
     }
 
     fn by_rows(self, isa: Isa, pool: &ThreadPool, out: &mut [f32], scratch: &mut MatmulScratch) {
-        let Self { inputs, weight, accumulate } = self;
+        let Self { inputs, weight, accumulate, .. } = self;
         let n_tokens = inputs.len() / weight.n_cols();
         let sums = &mut scratch.sums;
         if n_tokens == 1 {
@@ -139,7 +196,7 @@ impl Product<'_> {
     }
 
     fn by_panels(self, isa: Isa, pool: &ThreadPool, out: &mut [f32], scratch: &mut MatmulScratch) {
-        let Self { inputs, weight, accumulate } = self;
+        let Self { inputs, weight, accumulate, .. } = self;
         let (n_out, n_in) = (weight.n_rows(), weight.n_cols());
         let n_tokens = inputs.len() / n_in;
         let shape = isa.dispatch(ShapeOf);
@@ -170,12 +227,14 @@ impl Product<'_> {
     }
 }
 
-fn grow(buffer: &mut Vec<f32>, len: usize) {
+/// The first `len` values of `buffer`, made longer when it is too short; what they hold is left open.
+pub(crate) fn grow(buffer: &mut Vec<f32>, len: usize) -> &mut [f32] {
     if buffer.len() < len {
         // Nothing of the old values is needed: freeing first keeps the peak low.
         *buffer = Vec::new();
-        buffer.resize(len, 0.0);
+        *buffer = vec![0.0; len];
     }
+    &mut buffer[..len]
 }
 
 /// Rows and columns of a tile.

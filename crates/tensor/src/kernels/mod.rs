@@ -13,6 +13,7 @@ mod elementwise;
 mod exp;
 mod format;
 mod gemm;
+mod int8;
 mod isa;
 mod matmul;
 pub mod naive;
@@ -32,7 +33,9 @@ pub use attention::{AttentionArgs, AttentionScratch, KvSlice, attention, attenti
 pub use elementwise::{add_in_place, argmax, axpy, dot, log_sum_exp, rms_norm, silu_mul, softmax_in_place};
 pub use gemm::{GemmArgs, cross_accumulate, gemm, gemm_scratch_bytes, gram_accumulate, mirror_upper};
 pub use isa::{KernelInfo, active_isa};
-pub use matmul::{MatmulScratch, matmul, matmul_add, matmul_scratch_bytes};
+pub use matmul::{
+    MatmulMode, MatmulScratch, Precision, Store, matmul, matmul_add, matmul_scratch_bytes, matmul_with,
+};
 pub use peak::multiply_add_loop;
 pub use pool::{MAX_THREADS, ThreadPool};
 pub use view::{MatMut, MatRef};

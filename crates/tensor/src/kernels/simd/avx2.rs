@@ -1,24 +1,36 @@
-//! Eight lanes: x86-64 with AVX2, FMA and F16C.
+//! Eight lanes: x86-64 with AVX2, FMA and F16C, and AVX-VNNI where there is one.
 
 use super::{Kernel, Simd};
 use std::arch::x86_64::*;
 
-/// Proof that the CPU has AVX2, FMA and F16C.
+/// Proof that the CPU has AVX2, FMA and F16C, and with `VNNI` also AVX-VNNI.
 #[derive(Clone, Copy, Debug)]
-pub(crate) struct Avx2(());
+pub(crate) struct Avx2<const VNNI: bool>(());
 
-impl Avx2 {
+impl<const VNNI: bool> Avx2<VNNI> {
     pub(crate) fn new() -> Option<Self> {
         let all = is_x86_feature_detected!("avx2")
             && is_x86_feature_detected!("fma")
-            && is_x86_feature_detected!("f16c");
+            && is_x86_feature_detected!("f16c")
+            && (!VNNI || is_x86_feature_detected!("avxvnni"));
         all.then_some(Self(()))
+    }
+
+    /// The same CPU without AVX-VNNI: kernels of floats need not be compiled twice.
+    pub(crate) fn base(self) -> Avx2<false> {
+        Avx2(())
     }
 }
 
 #[target_feature(enable = "avx2,fma,f16c")]
 #[inline(never)]
-fn run<K: Kernel>(simd: Avx2, kernel: K) -> K::Output {
+fn run<K: Kernel, const VNNI: bool>(simd: Avx2<VNNI>, kernel: K) -> K::Output {
+    kernel.run(simd)
+}
+
+#[target_feature(enable = "avx2,fma,f16c,avxvnni")]
+#[inline(never)]
+fn run_vnni<K: Kernel, const VNNI: bool>(simd: Avx2<VNNI>, kernel: K) -> K::Output {
     kernel.run(simd)
 }
 
@@ -30,9 +42,13 @@ macro_rules! op {
     };
 }
 
-impl Simd for Avx2 {
+impl<const VNNI: bool> Simd for Avx2<VNNI> {
     type F = __m256;
     type I = __m256i;
+    type Q = __m256i;
+    type P = __m256i;
+    /// i32 with AVX-VNNI, else i16.
+    type A = __m256i;
     const LANES: usize = 8;
     // 6 x 2 sums, 2 vectors of b and one broadcast leave one of 16 registers: with none left, compilers spill.
     const MR: usize = 6;
@@ -41,7 +57,7 @@ impl Simd for Avx2 {
     #[inline]
     fn call<K: Kernel>(self, kernel: K) -> K::Output {
         // SAFETY: `self` proves that the CPU has the features.
-        unsafe { run(self, kernel) }
+        unsafe { if VNNI { run_vnni(self, kernel) } else { run(self, kernel) } }
     }
 
     #[inline(always)]
@@ -175,6 +191,89 @@ impl Simd for Avx2 {
     }
 
     #[inline(always)]
+    unsafe fn splat_f16_pair(self, from: *const u8) -> (Self::F, Self::F) {
+        // SAFETY: as in `load`.
+        unsafe {
+            let pairs = _mm256_cvtph_ps(_mm_set1_epi32(from.cast::<i32>().read_unaligned()));
+            (_mm256_moveldup_ps(pairs), _mm256_movehdup_ps(pairs))
+        }
+    }
+
+    #[inline(always)]
+    unsafe fn store_i8(self, to: *mut i8, a: Self::I) {
+        // SAFETY: as in `load`.
+        unsafe {
+            let words = _mm_packs_epi32(_mm256_castsi256_si128(a), _mm256_extracti128_si256::<1>(a));
+            _mm_storel_epi64(to.cast(), _mm_packs_epi16(words, words));
+        }
+    }
+    #[inline(always)]
+    unsafe fn load_q8(self, from: *const u8) -> Self::Q {
+        // SAFETY: as in `load`.
+        unsafe { _mm256_loadu_si256(from.cast()) }
+    }
+    #[inline(always)]
+    unsafe fn load_q4(self, from: *const u8) -> Self::Q {
+        // SAFETY: as in `load`.
+        unsafe {
+            let bytes = _mm256_broadcastsi128_si256(_mm_loadu_si128(from.cast()));
+            let halves = _mm256_srlv_epi32(bytes, _mm256_setr_epi32(0, 0, 0, 0, 4, 4, 4, 4));
+            _mm256_and_si256(halves, _mm256_set1_epi8(15))
+        }
+    }
+    #[inline(always)]
+    unsafe fn store_q(self, to: *mut u8, q: Self::Q) {
+        // SAFETY: as in `load`.
+        unsafe { _mm256_storeu_si256(to.cast(), q) }
+    }
+    #[inline(always)]
+    fn split_q8(self, q: Self::Q) -> [Self::Q; 2] {
+        op!({
+            let (mask, unsigned) = (_mm256_set1_epi8(15), _mm256_xor_si256(q, _mm256_set1_epi8(-128)));
+            [_mm256_and_si256(_mm256_srli_epi16::<4>(unsigned), mask), _mm256_and_si256(unsigned, mask)]
+        })
+    }
+    #[inline(always)]
+    unsafe fn dot_signed(self, q: Self::Q, x: *const i8) -> Self::I {
+        // SAFETY: as in `load`. The pairs of products are at most 2 * 128 * 127 < 2^15.
+        unsafe {
+            let signed = _mm256_sign_epi8(_mm256_loadu_si256(x.cast()), q);
+            dot_bytes::<VNNI>(_mm256_abs_epi8(q), signed)
+        }
+    }
+    #[inline(always)]
+    unsafe fn dot_nibbles(self, q: Self::Q, x: *const i8) -> Self::I {
+        // SAFETY: as in `load`.
+        unsafe { dot_bytes::<VNNI>(q, _mm256_loadu_si256(x.cast())) }
+    }
+    #[inline(always)]
+    unsafe fn load_p(self, from: *const u8) -> Self::P {
+        // SAFETY: as in `load`.
+        unsafe { _mm256_loadu_si256(from.cast()) }
+    }
+    #[inline(always)]
+    unsafe fn splat_p(self, from: *const i8) -> Self::P {
+        // SAFETY: as in `load`.
+        unsafe { _mm256_set1_epi32(from.cast::<i32>().read_unaligned()) }
+    }
+    #[inline(always)]
+    fn zero_a(self) -> Self::A {
+        op!(_mm256_setzero_si256())
+    }
+    #[inline(always)]
+    fn step(self, sums: Self::A, nibbles: Self::P, x: Self::P) -> Self::A {
+        op!(if VNNI {
+            _mm256_dpbusd_avx_epi32(sums, nibbles, x)
+        } else {
+            _mm256_add_epi16(sums, _mm256_maddubs_epi16(nibbles, x))
+        })
+    }
+    #[inline(always)]
+    fn finish(self, sums: Self::A) -> Self::I {
+        if VNNI { sums } else { op!(_mm256_madd_epi16(sums, _mm256_set1_epi16(1))) }
+    }
+
+    #[inline(always)]
     unsafe fn transpose_block(self, from: *const f32, from_stride: usize, to: *mut f32, to_stride: usize) {
         // SAFETY: the caller vouches for the memory, `self` for the CPU.
         unsafe {
@@ -241,5 +340,20 @@ unsafe fn transpose_halves([a, b, c, d]: [__m256; 4]) -> [__m256; 4] {
             _mm256_shuffle_ps::<0x44>(ab_high, cd_high),
             _mm256_shuffle_ps::<0xEE>(ab_high, cd_high),
         ]
+    }
+}
+
+/// Sums of four products of unsigned with signed bytes; pairs of products must fit 16 bits.
+/// # Safety
+/// The CPU has AVX2, and with `VNNI` AVX-VNNI.
+#[inline(always)]
+unsafe fn dot_bytes<const VNNI: bool>(unsigned: __m256i, signed: __m256i) -> __m256i {
+    // SAFETY: the caller vouches for the CPU.
+    unsafe {
+        if VNNI {
+            _mm256_dpbusd_avx_epi32(_mm256_setzero_si256(), unsigned, signed)
+        } else {
+            _mm256_madd_epi16(_mm256_maddubs_epi16(unsigned, signed), _mm256_set1_epi16(1))
+        }
     }
 }

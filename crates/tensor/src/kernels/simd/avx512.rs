@@ -1,25 +1,38 @@
-//! Sixteen lanes: x86-64 with AVX-512 F, BW and VL (and AVX2, FMA, F16C, which every such CPU has).
+//! Sixteen lanes: x86-64 with AVX-512 F, BW and VL (and AVX2, FMA, F16C, which every such CPU has),
+//! and AVX-512 VNNI where there is one.
 
 use super::{Kernel, Simd};
 use std::arch::x86_64::*;
 
-/// Proof that the CPU has AVX-512 F, BW and VL, and what [`super::Avx2`] needs.
+/// Proof that the CPU has AVX-512 F, BW and VL, and what [`super::Avx2`] needs; with `VNNI` also AVX-512 VNNI.
 #[derive(Clone, Copy, Debug)]
-pub(crate) struct Avx512(());
+pub(crate) struct Avx512<const VNNI: bool>(());
 
-impl Avx512 {
+impl<const VNNI: bool> Avx512<VNNI> {
     pub(crate) fn new() -> Option<Self> {
-        let all = super::Avx2::new().is_some()
+        let all = super::Avx2::<false>::new().is_some()
             && is_x86_feature_detected!("avx512f")
             && is_x86_feature_detected!("avx512bw")
-            && is_x86_feature_detected!("avx512vl");
+            && is_x86_feature_detected!("avx512vl")
+            && (!VNNI || is_x86_feature_detected!("avx512vnni"));
         all.then_some(Self(()))
+    }
+
+    /// The same CPU without VNNI: kernels of floats need not be compiled twice.
+    pub(crate) fn base(self) -> Avx512<false> {
+        Avx512(())
     }
 }
 
 #[target_feature(enable = "avx2,fma,f16c,avx512f,avx512bw,avx512vl")]
 #[inline(never)]
-fn run<K: Kernel>(simd: Avx512, kernel: K) -> K::Output {
+fn run<K: Kernel, const VNNI: bool>(simd: Avx512<VNNI>, kernel: K) -> K::Output {
+    kernel.run(simd)
+}
+
+#[target_feature(enable = "avx2,fma,f16c,avx512f,avx512bw,avx512vl,avx512vnni")]
+#[inline(never)]
+fn run_vnni<K: Kernel, const VNNI: bool>(simd: Avx512<VNNI>, kernel: K) -> K::Output {
     kernel.run(simd)
 }
 
@@ -31,9 +44,13 @@ macro_rules! op {
     };
 }
 
-impl Simd for Avx512 {
+impl<const VNNI: bool> Simd for Avx512<VNNI> {
     type F = __m512;
     type I = __m512i;
+    type Q = __m256i;
+    type P = __m512i;
+    /// i32 with VNNI, else i16.
+    type A = __m512i;
     const LANES: usize = 16;
     // 8 x 3 sums, 3 vectors of b and one broadcast out of 32 registers.
     const MR: usize = 8;
@@ -42,7 +59,7 @@ impl Simd for Avx512 {
     #[inline]
     fn call<K: Kernel>(self, kernel: K) -> K::Output {
         // SAFETY: `self` proves that the CPU has the features.
-        unsafe { run(self, kernel) }
+        unsafe { if VNNI { run_vnni(self, kernel) } else { run(self, kernel) } }
     }
 
     #[inline(always)]
@@ -165,5 +182,91 @@ impl Simd for Avx512 {
     unsafe fn splat_f16(self, from: *const u8) -> Self::F {
         // SAFETY: as in `load`.
         unsafe { _mm512_cvtph_ps(_mm256_set1_epi16(from.cast::<i16>().read_unaligned())) }
+    }
+
+    #[inline(always)]
+    unsafe fn store_i8(self, to: *mut i8, a: Self::I) {
+        // SAFETY: as in `load`.
+        unsafe { _mm_storeu_si128(to.cast(), _mm512_cvtepi32_epi8(a)) }
+    }
+    #[inline(always)]
+    unsafe fn load_q8(self, from: *const u8) -> Self::Q {
+        // SAFETY: as in `load`.
+        unsafe { _mm256_loadu_si256(from.cast()) }
+    }
+    #[inline(always)]
+    unsafe fn load_q4(self, from: *const u8) -> Self::Q {
+        // SAFETY: as in `load`.
+        unsafe {
+            let bytes = _mm256_broadcastsi128_si256(_mm_loadu_si128(from.cast()));
+            let halves = _mm256_srlv_epi32(bytes, _mm256_setr_epi32(0, 0, 0, 0, 4, 4, 4, 4));
+            _mm256_and_si256(halves, _mm256_set1_epi8(15))
+        }
+    }
+    #[inline(always)]
+    unsafe fn store_q(self, to: *mut u8, q: Self::Q) {
+        // SAFETY: as in `load`.
+        unsafe { _mm256_storeu_si256(to.cast(), q) }
+    }
+    #[inline(always)]
+    fn split_q8(self, q: Self::Q) -> [Self::Q; 2] {
+        op!({
+            let (mask, unsigned) = (_mm256_set1_epi8(15), _mm256_xor_si256(q, _mm256_set1_epi8(-128)));
+            [_mm256_and_si256(_mm256_srli_epi16::<4>(unsigned), mask), _mm256_and_si256(unsigned, mask)]
+        })
+    }
+    #[inline(always)]
+    unsafe fn dot_signed(self, q: Self::Q, x: *const i8) -> Self::I {
+        // SAFETY: as in `load`. The pairs of products are at most 2 * 128 * 127 < 2^15.
+        unsafe {
+            let signed = _mm256_sign_epi8(_mm256_loadu_si256(x.cast()), q);
+            dot_bytes::<VNNI>(_mm256_abs_epi8(q), signed)
+        }
+    }
+    #[inline(always)]
+    unsafe fn dot_nibbles(self, q: Self::Q, x: *const i8) -> Self::I {
+        // SAFETY: as in `load`.
+        unsafe { dot_bytes::<VNNI>(q, _mm256_loadu_si256(x.cast())) }
+    }
+    #[inline(always)]
+    unsafe fn load_p(self, from: *const u8) -> Self::P {
+        // SAFETY: as in `load`.
+        unsafe { _mm512_loadu_si512(from.cast()) }
+    }
+    #[inline(always)]
+    unsafe fn splat_p(self, from: *const i8) -> Self::P {
+        // SAFETY: as in `load`.
+        unsafe { _mm512_set1_epi32(from.cast::<i32>().read_unaligned()) }
+    }
+    #[inline(always)]
+    fn zero_a(self) -> Self::A {
+        op!(_mm512_setzero_si512())
+    }
+    #[inline(always)]
+    fn step(self, sums: Self::A, nibbles: Self::P, x: Self::P) -> Self::A {
+        op!(if VNNI {
+            _mm512_dpbusd_epi32(sums, nibbles, x)
+        } else {
+            _mm512_add_epi16(sums, _mm512_maddubs_epi16(nibbles, x))
+        })
+    }
+    #[inline(always)]
+    fn finish(self, sums: Self::A) -> Self::I {
+        if VNNI { sums } else { op!(_mm512_madd_epi16(sums, _mm512_set1_epi16(1))) }
+    }
+}
+
+/// Sums of four products of unsigned with signed bytes in the low eight lanes; pairs of products must fit 16 bits.
+/// # Safety
+/// The CPU has what [`Avx512`] proves.
+#[inline(always)]
+unsafe fn dot_bytes<const VNNI: bool>(unsigned: __m256i, signed: __m256i) -> __m512i {
+    // SAFETY: the caller vouches for the CPU.
+    unsafe {
+        _mm512_zextsi256_si512(if VNNI {
+            _mm256_dpbusd_epi32(_mm256_setzero_si256(), unsigned, signed)
+        } else {
+            _mm256_madd_epi16(_mm256_maddubs_epi16(unsigned, signed), _mm256_set1_epi16(1))
+        })
     }
 }

@@ -26,6 +26,10 @@ pub(crate) use portable::Portable;
 /// The most lanes of any instruction set.
 pub(crate) const MAX_LANES: usize = 16;
 
+/// The most calls of [`Simd::step`] before a [`Simd::finish`]: sums may be kept in 16 bits, and
+/// `8 * 2 * 15 * 127 < 2^15`.
+pub(crate) const STEPS: usize = 8;
+
 /// Vector operations over f32 lanes and i32 lanes of the same number.
 ///
 /// All methods must be inlined into a function that enables the instruction set; `Isa::dispatch` does that.
@@ -34,6 +38,12 @@ pub(crate) trait Simd: Copy + Send + Sync + 'static {
     type F: Copy;
     /// i32 lanes.
     type I: Copy;
+    /// 32 bytes: the integers of one weight block.
+    type Q: Copy;
+    /// `4 * LANES` bytes: four integers of each of `LANES` weight rows.
+    type P: Copy;
+    /// Sums of products of [`Self::P`], before [`Self::finish`].
+    type A: Copy;
     /// Lanes of `F` and `I`: 4, 8 or 16.
     const LANES: usize;
     /// Rows of the tile of the matrix microkernel; with [`Self::NV`] chosen so that it fits the registers.
@@ -57,6 +67,14 @@ pub(crate) trait Simd: Copy + Send + Sync + 'static {
     fn min(self, a: Self::F, b: Self::F) -> Self::F;
     /// 0 where `x <= bound`, else `value`, also where `x` is NaN.
     fn zero_if_at_most(self, x: Self::F, bound: Self::F, value: Self::F) -> Self::F;
+    /// The first lane.
+    #[inline(always)]
+    fn first(self, a: Self::F) -> f32 {
+        let mut lanes = [0.0_f32; MAX_LANES];
+        // SAFETY: the array has room for the lanes of any instruction set.
+        unsafe { self.store(lanes.as_mut_ptr(), a) };
+        lanes[0]
+    }
     /// Sum of all lanes, in an order fixed per instruction set.
     fn sum(self, a: Self::F) -> f32;
     /// Greatest lane; which one is left open when one is NaN.
@@ -136,4 +154,53 @@ pub(crate) trait Simd: Copy + Send + Sync + 'static {
             }
         }
     }
+
+    /// Reads two f16 that follow each other and copies each to all lanes.
+    /// # Safety
+    /// Four bytes can be read.
+    #[inline(always)]
+    unsafe fn splat_f16_pair(self, from: *const u8) -> (Self::F, Self::F) {
+        // SAFETY: the caller vouches for four bytes.
+        unsafe { (self.splat_f16(from), self.splat_f16(from.add(2))) }
+    }
+
+    /// Writes `LANES` integers within -128..=127 as bytes.
+    /// # Safety
+    /// `LANES` bytes can be written.
+    unsafe fn store_i8(self, to: *mut i8, a: Self::I);
+    /// Reads 32 signed bytes.
+    /// # Safety
+    /// They can be read.
+    unsafe fn load_q8(self, from: *const u8) -> Self::Q;
+    /// Reads 32 nibbles as bytes 0..=15: value `i` is the low half of byte `i`, value `i + 16` the high one.
+    /// # Safety
+    /// 16 bytes can be read.
+    unsafe fn load_q4(self, from: *const u8) -> Self::Q;
+    /// Writes 32 bytes.
+    /// # Safety
+    /// They can be written.
+    unsafe fn store_q(self, to: *mut u8, q: Self::Q);
+    /// `value + 128` of signed bytes in two nibbles, the high ones first.
+    fn split_q8(self, q: Self::Q) -> [Self::Q; 2];
+    /// Lanes whose sum is that of the 32 products of signed bytes with `x`, which has no -128.
+    /// # Safety
+    /// 32 bytes at `x` can be read.
+    unsafe fn dot_signed(self, q: Self::Q, x: *const i8) -> Self::I;
+    /// Lanes whose sum is that of the 32 products of bytes 0..=15 with `x`.
+    /// # Safety
+    /// 32 bytes at `x` can be read.
+    unsafe fn dot_nibbles(self, q: Self::Q, x: *const i8) -> Self::I;
+    /// Reads `4 * LANES` bytes.
+    /// # Safety
+    /// They can be read.
+    unsafe fn load_p(self, from: *const u8) -> Self::P;
+    /// Copies four bytes to all lanes.
+    /// # Safety
+    /// They can be read.
+    unsafe fn splat_p(self, from: *const i8) -> Self::P;
+    fn zero_a(self) -> Self::A;
+    /// Adds, in each lane, the four products of bytes 0..=15 with signed bytes; at most [`STEPS`] times in a row.
+    fn step(self, sums: Self::A, nibbles: Self::P, x: Self::P) -> Self::A;
+    /// The sum of each lane.
+    fn finish(self, sums: Self::A) -> Self::I;
 }

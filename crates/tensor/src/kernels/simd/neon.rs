@@ -1,21 +1,34 @@
-//! Four lanes: aarch64, where NEON is part of the baseline.
+//! Four lanes: aarch64, where NEON is part of the baseline, with the dot product instructions where there are some.
 
 use super::{Kernel, Simd};
 use std::arch::aarch64::*;
+use std::arch::{asm, is_aarch64_feature_detected};
 
-/// Proof that the CPU has NEON.
+/// Proof that the CPU has NEON, and with `DOT` also `sdot`.
 #[derive(Clone, Copy, Debug)]
-pub(crate) struct Neon(());
+pub(crate) struct Neon<const DOT: bool>(());
 
-impl Neon {
+impl<const DOT: bool> Neon<DOT> {
     pub(crate) fn new() -> Option<Self> {
-        std::arch::is_aarch64_feature_detected!("neon").then_some(Self(()))
+        let all = is_aarch64_feature_detected!("neon") && (!DOT || is_aarch64_feature_detected!("dotprod"));
+        all.then_some(Self(()))
+    }
+
+    /// The same CPU without `sdot`: kernels of floats need not be compiled twice.
+    pub(crate) fn base(self) -> Neon<false> {
+        Neon(())
     }
 }
 
 #[target_feature(enable = "neon")]
 #[inline(never)]
-fn run<K: Kernel>(simd: Neon, kernel: K) -> K::Output {
+fn run<K: Kernel, const DOT: bool>(simd: Neon<DOT>, kernel: K) -> K::Output {
+    kernel.run(simd)
+}
+
+#[target_feature(enable = "neon,dotprod")]
+#[inline(never)]
+fn run_dot<K: Kernel, const DOT: bool>(simd: Neon<DOT>, kernel: K) -> K::Output {
     kernel.run(simd)
 }
 
@@ -27,9 +40,13 @@ macro_rules! op {
     };
 }
 
-impl Simd for Neon {
+impl<const DOT: bool> Simd for Neon<DOT> {
     type F = float32x4_t;
     type I = int32x4_t;
+    type Q = [int8x16_t; 2];
+    type P = int8x16_t;
+    /// i32 in the first with `sdot`, else i16 in both.
+    type A = [int16x8_t; 2];
     const LANES: usize = 4;
     // 8 x 3 sums, 3 vectors of b and the broadcasts out of 32 registers.
     const MR: usize = 8;
@@ -38,7 +55,7 @@ impl Simd for Neon {
     #[inline]
     fn call<K: Kernel>(self, kernel: K) -> K::Output {
         // SAFETY: `self` proves that the CPU has the features.
-        unsafe { run(self, kernel) }
+        unsafe { if DOT { run_dot(self, kernel) } else { run(self, kernel) } }
     }
 
     #[inline(always)]
@@ -165,6 +182,99 @@ impl Simd for Neon {
     }
 
     #[inline(always)]
+    unsafe fn store_i8(self, to: *mut i8, a: Self::I) {
+        let bits = op!({
+            let words = vcombine_s16(vmovn_s32(a), vmovn_s32(a));
+            vget_lane_u32::<0>(vreinterpret_u32_s8(vmovn_s16(words)))
+        });
+        // SAFETY: the caller vouches for four bytes.
+        unsafe { to.cast::<u32>().write_unaligned(bits) }
+    }
+    #[inline(always)]
+    unsafe fn load_q8(self, from: *const u8) -> Self::Q {
+        // SAFETY: as in `load`.
+        unsafe { [vld1q_s8(from.cast()), vld1q_s8(from.add(16).cast())] }
+    }
+    #[inline(always)]
+    unsafe fn load_q4(self, from: *const u8) -> Self::Q {
+        // SAFETY: as in `load`.
+        unsafe {
+            let bytes = vld1q_u8(from);
+            [
+                vreinterpretq_s8_u8(vandq_u8(bytes, vdupq_n_u8(15))),
+                vreinterpretq_s8_u8(vshrq_n_u8::<4>(bytes)),
+            ]
+        }
+    }
+    #[inline(always)]
+    unsafe fn store_q(self, to: *mut u8, q: Self::Q) {
+        // SAFETY: as in `load`.
+        unsafe {
+            vst1q_s8(to.cast(), q[0]);
+            vst1q_s8(to.add(16).cast(), q[1]);
+        }
+    }
+    #[inline(always)]
+    fn split_q8(self, q: Self::Q) -> [Self::Q; 2] {
+        op!({
+            let unsigned = |q| veorq_u8(vreinterpretq_u8_s8(q), vdupq_n_u8(0x80));
+            let high = |q| vreinterpretq_s8_u8(vshrq_n_u8::<4>(unsigned(q)));
+            let low = |q| vreinterpretq_s8_u8(vandq_u8(unsigned(q), vdupq_n_u8(15)));
+            [[high(q[0]), high(q[1])], [low(q[0]), low(q[1])]]
+        })
+    }
+    #[inline(always)]
+    unsafe fn dot_signed(self, q: Self::Q, x: *const i8) -> Self::I {
+        // SAFETY: as in `load`. Two products are at most 2 * 128 * 127 < 2^15.
+        unsafe {
+            let x = [vld1q_s8(x), vld1q_s8(x.add(16))];
+            if DOT {
+                sdot(sdot(vdupq_n_s32(0), q[0], x[0]), q[1], x[1])
+            } else {
+                let pairs = |q, x| vmlal_high_s8(vmull_s8(vget_low_s8(q), vget_low_s8(x)), q, x);
+                vpadalq_s16(vpaddlq_s16(pairs(q[0], x[0])), pairs(q[1], x[1]))
+            }
+        }
+    }
+    #[inline(always)]
+    unsafe fn dot_nibbles(self, q: Self::Q, x: *const i8) -> Self::I {
+        // SAFETY: the caller vouches for 32 bytes.
+        unsafe { self.dot_signed(q, x) }
+    }
+    #[inline(always)]
+    unsafe fn load_p(self, from: *const u8) -> Self::P {
+        // SAFETY: as in `load`.
+        unsafe { vld1q_s8(from.cast()) }
+    }
+    #[inline(always)]
+    unsafe fn splat_p(self, from: *const i8) -> Self::P {
+        // SAFETY: the caller vouches for four bytes.
+        let bits = unsafe { from.cast::<u32>().read_unaligned() };
+        op!(vreinterpretq_s8_u32(vdupq_n_u32(bits)))
+    }
+    #[inline(always)]
+    fn zero_a(self) -> Self::A {
+        op!([vdupq_n_s16(0), vdupq_n_s16(0)])
+    }
+    #[inline(always)]
+    fn step(self, sums: Self::A, nibbles: Self::P, x: Self::P) -> Self::A {
+        op!(if DOT {
+            let sum = sdot(vreinterpretq_s32_s16(sums[0]), nibbles, x);
+            [vreinterpretq_s16_s32(sum), sums[1]]
+        } else {
+            [vmlal_s8(sums[0], vget_low_s8(nibbles), vget_low_s8(x)), vmlal_high_s8(sums[1], nibbles, x)]
+        })
+    }
+    #[inline(always)]
+    fn finish(self, sums: Self::A) -> Self::I {
+        op!(if DOT {
+            vreinterpretq_s32_s16(sums[0])
+        } else {
+            vpaddq_s32(vpaddlq_s16(sums[0]), vpaddlq_s16(sums[1]))
+        })
+    }
+
+    #[inline(always)]
     unsafe fn transpose_block(self, from: *const f32, from_stride: usize, to: *mut f32, to_stride: usize) {
         // SAFETY: the caller vouches for the memory, `self` for the CPU.
         unsafe {
@@ -203,4 +313,23 @@ unsafe fn transpose4([a, b, c, d]: [float32x4_t; 4]) -> [float32x4_t; 4] {
             vzip2q_f32(ac_high, bd_high),
         ]
     }
+}
+
+/// Adds to each lane the four products of its bytes. The intrinsic is not stable.
+/// # Safety
+/// The CPU has `sdot`.
+#[inline(always)]
+unsafe fn sdot(sums: int32x4_t, a: int8x16_t, b: int8x16_t) -> int32x4_t {
+    let mut sums = sums;
+    // SAFETY: the caller vouches for the CPU; only registers are used.
+    unsafe {
+        asm!(
+            "sdot {sums:v}.4s, {a:v}.16b, {b:v}.16b",
+            sums = inout(vreg) sums,
+            a = in(vreg) a,
+            b = in(vreg) b,
+            options(pure, nomem, nostack, preserves_flags),
+        );
+    }
+    sums
 }

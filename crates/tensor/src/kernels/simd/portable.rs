@@ -19,6 +19,9 @@ macro_rules! lanes {
 impl Simd for Portable {
     type F = [f32; 4];
     type I = [i32; 4];
+    type Q = [i8; 32];
+    type P = [i8; 16];
+    type A = [i32; 4];
     const LANES: usize = 4;
     // 4 x 2 sums, 2 vectors of b, a broadcast and a product out of 16 registers.
     const MR: usize = 4;
@@ -148,5 +151,70 @@ impl Simd for Portable {
         // SAFETY: the caller vouches for two bytes.
         let bytes = unsafe { from.cast::<[u8; 2]>().read_unaligned() };
         [f16::from_le_bytes(bytes).to_f32_const(); 4]
+    }
+
+    #[inline(always)]
+    unsafe fn store_i8(self, to: *mut i8, a: Self::I) {
+        // SAFETY: the caller vouches for four bytes.
+        unsafe { to.cast::<[i8; 4]>().write_unaligned(lanes!(|i| a[i] as i8)) }
+    }
+    #[inline(always)]
+    unsafe fn load_q8(self, from: *const u8) -> Self::Q {
+        // SAFETY: the caller vouches for 32 bytes.
+        unsafe { from.cast::<[i8; 32]>().read_unaligned() }
+    }
+    #[inline(always)]
+    unsafe fn load_q4(self, from: *const u8) -> Self::Q {
+        // SAFETY: the caller vouches for 16 bytes.
+        let bytes = unsafe { from.cast::<[u8; 16]>().read_unaligned() };
+        std::array::from_fn(|i| if i < 16 { bytes[i] & 15 } else { bytes[i - 16] >> 4 } as i8)
+    }
+    #[inline(always)]
+    unsafe fn store_q(self, to: *mut u8, q: Self::Q) {
+        // SAFETY: the caller vouches for 32 bytes.
+        unsafe { to.cast::<[i8; 32]>().write_unaligned(q) }
+    }
+    #[inline(always)]
+    fn split_q8(self, q: Self::Q) -> [Self::Q; 2] {
+        let nibble = |value: i8, shift: u32| ((value as u8 ^ 0x80) >> shift & 15) as i8;
+        [q.map(|value| nibble(value, 4)), q.map(|value| nibble(value, 0))]
+    }
+    #[inline(always)]
+    unsafe fn dot_signed(self, q: Self::Q, x: *const i8) -> Self::I {
+        // SAFETY: the caller vouches for 32 bytes.
+        let x = unsafe { x.cast::<[i8; 32]>().read_unaligned() };
+        lanes!(|lane| (0..8).map(|i| i32::from(q[lane * 8 + i]) * i32::from(x[lane * 8 + i])).sum())
+    }
+    #[inline(always)]
+    unsafe fn dot_nibbles(self, q: Self::Q, x: *const i8) -> Self::I {
+        // SAFETY: the caller vouches for 32 bytes.
+        unsafe { self.dot_signed(q, x) }
+    }
+    #[inline(always)]
+    unsafe fn load_p(self, from: *const u8) -> Self::P {
+        // SAFETY: the caller vouches for 16 bytes.
+        unsafe { from.cast::<[i8; 16]>().read_unaligned() }
+    }
+    #[inline(always)]
+    unsafe fn splat_p(self, from: *const i8) -> Self::P {
+        // SAFETY: the caller vouches for four bytes.
+        let bytes = unsafe { from.cast::<[i8; 4]>().read_unaligned() };
+        std::array::from_fn(|i| bytes[i % 4])
+    }
+    #[inline(always)]
+    fn zero_a(self) -> Self::A {
+        [0; 4]
+    }
+    #[inline(always)]
+    fn step(self, sums: Self::A, nibbles: Self::P, x: Self::P) -> Self::A {
+        let product = |i: usize| i32::from(nibbles[i]) * i32::from(x[i]);
+        lanes!(|lane| {
+            let at = lane * 4;
+            sums[lane] + product(at) + product(at + 1) + product(at + 2) + product(at + 3)
+        })
+    }
+    #[inline(always)]
+    fn finish(self, sums: Self::A) -> Self::I {
+        sums
     }
 }

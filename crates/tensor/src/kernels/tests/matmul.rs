@@ -1,7 +1,7 @@
 use super::{ODD, assert_close, bits, everywhere, noise};
 use crate::kernels::isa::Isa;
 use crate::kernels::matmul::{MatmulScratch, Product};
-use crate::kernels::{ThreadPool, matmul_scratch_bytes, naive};
+use crate::kernels::{Precision, ThreadPool, matmul_scratch_bytes, naive};
 use crate::{DType, WeightMatrix};
 use bytes::Bytes;
 
@@ -56,13 +56,23 @@ fn check(isa: Isa, pool: &ThreadPool, place: &str, case: &Case) {
     let what = format!("{place}, {dtype} [{n_tokens}, {n_in}] to {n_out}");
     let mut scratch = MatmulScratch::default();
     let mut got = vec![f32::NAN; n_tokens * n_out];
-    Product { inputs: &inputs, weight: &weight, accumulate: false }.run(isa, pool, &mut got, &mut scratch);
+    Product { inputs: &inputs, weight: &weight, accumulate: false, precision: Precision::F32 }.run(
+        isa,
+        pool,
+        &mut got,
+        &mut scratch,
+    );
     assert_close(&got, &want, 5e-7, scale, &what);
     let once = got.clone();
-    Product { inputs: &inputs, weight: &weight, accumulate: true }.run(isa, pool, &mut got, &mut scratch);
+    Product { inputs: &inputs, weight: &weight, accumulate: true, precision: Precision::F32 }.run(
+        isa,
+        pool,
+        &mut got,
+        &mut scratch,
+    );
     let twice: Vec<f32> = once.iter().map(|value| value * 2.0).collect();
     assert_close(&got, &twice, 5e-7, scale, &format!("{what}, added"));
-    let most = matmul_scratch_bytes(pool.n_threads(), n_tokens, n_in);
+    let most = matmul_scratch_bytes(Precision::F32, pool.n_threads(), n_tokens, n_in);
     if isa.name() == Isa::detect().name() {
         assert!(scratch.bytes() <= most, "{what}: {} scratch bytes, {most} promised", scratch.bytes());
     }
@@ -117,7 +127,12 @@ fn results_do_not_depend_on_the_number_of_threads() {
                     let mut out = vec![0.0; n_tokens * 203];
                     let mut scratch = MatmulScratch::default();
                     let pool = ThreadPool::new(n_threads);
-                    let product = Product { inputs: &inputs, weight: &weight, accumulate: false };
+                    let product = Product {
+                        inputs: &inputs,
+                        weight: &weight,
+                        accumulate: false,
+                        precision: Precision::F32,
+                    };
                     product.run(isa, &pool, &mut out, &mut scratch);
                     bits(&out)
                 };
@@ -133,7 +148,7 @@ fn results_do_not_depend_on_the_number_of_threads() {
 fn an_empty_product_is_allowed() {
     let weight = random_weight(DType::F32, 3, 4);
     let mut scratch = MatmulScratch::default();
-    Product { inputs: &[], weight: &weight, accumulate: false }.run(
+    Product { inputs: &[], weight: &weight, accumulate: false, precision: Precision::F32 }.run(
         Isa::detect(),
         &ThreadPool::new(2),
         &mut [],

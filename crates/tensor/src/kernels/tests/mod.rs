@@ -3,6 +3,7 @@
 mod attention;
 mod elementwise;
 mod gemm;
+mod int8;
 mod matmul;
 mod pool;
 

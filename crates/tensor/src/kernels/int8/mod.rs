@@ -1,0 +1,247 @@
+//! Products with activations rounded to bytes: [`Precision::Int8`](super::Precision::Int8).
+//!
+//! Each group of 32 activations becomes signed bytes and one scale, and each group of weights keeps its own integers, so
+//! the sums of products are exact integers that are scaled once per group. The only error beyond f32 rounding is that of
+//! the activations: for each group at most half a step, so
+//! `|error| <= sum over groups of max|x| / 254 * sum |w|` (tested).
+//!
+//! One to [`ROW_TOKENS`] tokens read the weight rows as they are stored ([`rows`]); more go through interleaved panels
+//! ([`panels`]). Sums are never split between threads.
+
+mod inputs;
+mod panels;
+mod rows;
+
+use super::isa::Isa;
+use super::matmul::{MatmulScratch, Product, grow};
+use super::out::OutPtr;
+use super::pool::ThreadPool;
+use super::simd::Simd;
+use crate::DType;
+use inputs::{QuantizeRows, QuantizeStrips, QuantizedRows, STRIP, STRIP_VALUES};
+use panels::{PANELS, PanelsTask, panel_values};
+use rows::RowBytes;
+
+/// The most tokens of one pass over the weight rows.
+pub(crate) const ROW_TOKENS: usize = 8;
+
+/// Tokens whose packed bytes are in memory at a time.
+const PACKED_TOKENS: usize = 512;
+
+/// Activations that one set of panels covers.
+const KC: usize = 2048;
+
+/// Values in a group: those that share a scale.
+pub(crate) const GROUP: usize = 32;
+
+/// Weights below which one thread is faster than waking others.
+const SERIAL_BYTES: usize = 16 << 10;
+
+/// Whether rows of `dtype` can be multiplied as integers.
+pub(crate) const fn has_bytes(dtype: DType) -> bool {
+    matches!(dtype, DType::Q8_0 | DType::Q4_0 | DType::Q4_1)
+}
+
+/// A dtype whose groups of 32 weights are integers with a scale: `scale * q + OFFSET * offset`, where `offset` is
+/// the scale itself or a second stored number.
+pub(crate) trait ByteFormat: Copy + Send + Sync + 'static {
+    /// Bytes of a group.
+    const GROUP_BYTES: usize;
+    /// Factor of the offset; 0 when there is none.
+    const OFFSET: f32;
+    /// Nibbles of one integer: how many panels of nibbles it takes.
+    const PLANES: usize;
+
+    /// Scale and offset of a group, in all lanes.
+    /// # Safety
+    /// The group can be read.
+    unsafe fn scales<S: Simd>(simd: S, group: *const u8) -> (S::F, S::F);
+    /// The integers of a group.
+    /// # Safety
+    /// The group can be read.
+    unsafe fn load<S: Simd>(simd: S, group: *const u8) -> S::Q;
+    /// Lanes whose sum is that of the products with 32 activations.
+    /// # Safety
+    /// 32 bytes at `x` can be read.
+    unsafe fn dot<S: Simd>(simd: S, q: S::Q, x: *const i8) -> S::I;
+    /// The nibbles of `q`, plane by plane; the second is unused with one plane.
+    fn planes<S: Simd>(simd: S, q: S::Q) -> [S::Q; 2];
+}
+
+macro_rules! nibble_format {
+    ($name:ident, $bytes:literal, $offset:literal, |$simd:ident, $group:ident| $scales:expr, $quants:literal) => {
+        #[derive(Clone, Copy)]
+        pub(crate) struct $name;
+        impl ByteFormat for $name {
+            const GROUP_BYTES: usize = $bytes;
+            const OFFSET: f32 = $offset;
+            const PLANES: usize = 1;
+            #[inline(always)]
+            unsafe fn scales<S: Simd>($simd: S, $group: *const u8) -> (S::F, S::F) {
+                // SAFETY: the caller vouches for the group.
+                unsafe { $scales }
+            }
+            #[inline(always)]
+            unsafe fn load<S: Simd>(simd: S, group: *const u8) -> S::Q {
+                // SAFETY: the caller vouches for the group.
+                unsafe { simd.load_q4(group.add($quants)) }
+            }
+            #[inline(always)]
+            unsafe fn dot<S: Simd>(simd: S, q: S::Q, x: *const i8) -> S::I {
+                // SAFETY: the caller vouches for the activations.
+                unsafe { simd.dot_nibbles(q, x) }
+            }
+            #[inline(always)]
+            fn planes<S: Simd>(_simd: S, q: S::Q) -> [S::Q; 2] {
+                [q, q]
+            }
+        }
+    };
+}
+
+nibble_format!(Q4_0, 18, -8.0, |simd, group| [simd.splat_f16(group); 2].into(), 2);
+nibble_format!(Q4_1, 20, 1.0, |simd, group| simd.splat_f16_pair(group), 4);
+
+#[derive(Clone, Copy)]
+pub(crate) struct Q8_0;
+
+impl ByteFormat for Q8_0 {
+    const GROUP_BYTES: usize = 34;
+    const OFFSET: f32 = 0.0;
+    const PLANES: usize = 2;
+    #[inline(always)]
+    unsafe fn scales<S: Simd>(simd: S, group: *const u8) -> (S::F, S::F) {
+        // SAFETY: the caller vouches for the group.
+        unsafe { [simd.splat_f16(group); 2].into() }
+    }
+    #[inline(always)]
+    unsafe fn load<S: Simd>(simd: S, group: *const u8) -> S::Q {
+        // SAFETY: the caller vouches for the group.
+        unsafe { simd.load_q8(group.add(2)) }
+    }
+    #[inline(always)]
+    unsafe fn dot<S: Simd>(simd: S, q: S::Q, x: *const i8) -> S::I {
+        // SAFETY: the caller vouches for the activations.
+        unsafe { simd.dot_signed(q, x) }
+    }
+    #[inline(always)]
+    fn planes<S: Simd>(simd: S, q: S::Q) -> [S::Q; 2] {
+        simd.split_q8(q)
+    }
+}
+
+/// Calls `$body` with `$format` bound to the byte format of `$dtype`.
+macro_rules! with_byte_format {
+    ($dtype:expr, |$format:ident| $body:expr) => {
+        match $dtype {
+            $crate::DType::Q8_0 => {
+                let $format = $crate::kernels::int8::Q8_0;
+                $body
+            }
+            $crate::DType::Q4_0 => {
+                let $format = $crate::kernels::int8::Q4_0;
+                $body
+            }
+            $crate::DType::Q4_1 => {
+                let $format = $crate::kernels::int8::Q4_1;
+                $body
+            }
+            dtype => unreachable!("{dtype} rows are not integers"),
+        }
+    };
+}
+pub(crate) use with_byte_format;
+
+/// f32 values of the buffers: packed activations, and each thread's panels.
+pub(crate) fn scratch_values(isa: Isa, n_threads: usize, n_tokens: usize, n_in: usize) -> usize {
+    let rows = QuantizedRows::n_values(n_tokens.min(ROW_TOKENS), n_in);
+    let strips = n_tokens.min(PACKED_TOKENS).div_ceil(STRIP) * (n_in / GROUP) * STRIP_VALUES;
+    // Two planes are the most of any dtype.
+    let panels = n_threads * panel_values(isa, n_in.min(KC), 2);
+    if n_tokens <= ROW_TOKENS { rows } else { strips.max(rows) + panels }
+}
+
+/// The product of `n_tokens` by all weight rows, by the way that suits their number.
+pub(crate) fn run(
+    product: Product<'_>,
+    isa: Isa,
+    pool: &ThreadPool,
+    out: &mut [f32],
+    scratch: &mut MatmulScratch,
+) {
+    let (n_in, n_out) = (product.weight.n_cols(), product.weight.n_rows());
+    let n_tokens = product.inputs.len() / n_in;
+    let pass = if n_tokens <= ROW_TOKENS { ROW_TOKENS } else { PACKED_TOKENS };
+    for (inputs, out) in product.inputs.chunks(pass * n_in).zip(out.chunks_mut(pass * n_out)) {
+        let product = Product { inputs, ..product };
+        if n_tokens <= ROW_TOKENS {
+            by_rows(product, isa, pool, out, scratch);
+        } else {
+            by_panels(product, isa, pool, out, scratch);
+        }
+    }
+}
+
+fn by_rows(product: Product<'_>, isa: Isa, pool: &ThreadPool, out: &mut [f32], scratch: &mut MatmulScratch) {
+    let Product { inputs, weight, accumulate, .. } = product;
+    let (n_in, n_rows) = (weight.n_cols(), weight.n_rows());
+    let n_tokens = inputs.len() / n_in;
+    let buffer = grow(&mut scratch.packed_inputs, QuantizedRows::n_values(n_tokens, n_in));
+    let inputs = isa.dispatch(QuantizeRows { inputs, n_in, buffer });
+    let share =
+        if weight.data().len() < SERIAL_BYTES { n_rows } else { n_rows.div_ceil(4 * pool.n_threads()) };
+    let chunk = share.next_multiple_of(4);
+    let out = OutPtr::new(out);
+    pool.run(n_rows.div_ceil(chunk), &|task_idx| {
+        let rows = task_idx * chunk..n_rows.min((task_idx + 1) * chunk);
+        isa.dispatch_bytes(RowBytes { weight, rows, inputs, out, accumulate });
+    });
+}
+
+fn by_panels(
+    product: Product<'_>,
+    isa: Isa,
+    pool: &ThreadPool,
+    out: &mut [f32],
+    scratch: &mut MatmulScratch,
+) {
+    let Product { inputs, weight, accumulate, .. } = product;
+    let (n_in, n_out) = (weight.n_cols(), weight.n_rows());
+    let n_tokens = inputs.len() / n_in;
+    let n_strips = n_tokens.div_ceil(STRIP);
+    let strips = OutPtr::new(grow(&mut scratch.packed_inputs, n_strips * (n_in / GROUP) * STRIP_VALUES));
+    let strips_per_task = n_strips.div_ceil(4 * pool.n_threads());
+    pool.run(n_strips.div_ceil(strips_per_task), &|task_idx| {
+        let range = task_idx * strips_per_task..n_strips.min((task_idx + 1) * strips_per_task);
+        isa.dispatch(QuantizeStrips { inputs, n_in, kc: KC, range, n_strips, strips });
+    });
+
+    let planes = with_byte_format!(weight.dtype(), |format| planes_of(format));
+    let panel_values = panel_values(isa, n_in.min(KC), planes);
+    let panels = OutPtr::new(grow(&mut scratch.panels, pool.n_threads() * panel_values));
+    let out = OutPtr::new(out);
+    let nr = 2 * isa.dispatch(super::isa::Lanes);
+    let n_panels = n_out.div_ceil(nr);
+    let panels_per_task = n_panels.div_ceil(4 * pool.n_threads()).clamp(1, PANELS);
+    pool.run_indexed(n_panels.div_ceil(panels_per_task), &|worker_idx, task_idx| {
+        let first = task_idx * panels_per_task * nr;
+        let width = (panels_per_task * nr).min(n_out - first);
+        // SAFETY: the buffer has `panel_values` for each thread, and no other task has this worker index now.
+        let panels = unsafe { panels.slice(worker_idx * panel_values, panel_values) };
+        isa.dispatch_bytes(PanelsTask {
+            weight,
+            first,
+            width,
+            n_tokens,
+            kc: KC,
+            strips,
+            panels,
+            out,
+            accumulate,
+        });
+    });
+}
+
+fn planes_of<F: ByteFormat>(_: F) -> usize {
+    F::PLANES
+}

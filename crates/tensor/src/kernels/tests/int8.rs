@@ -1,0 +1,192 @@
+use super::matmul::random_weight;
+use super::{assert_close, bits, everywhere, noise};
+use crate::kernels::isa::Isa;
+use crate::kernels::matmul::{MatmulScratch, Product};
+use crate::kernels::{Precision, ThreadPool, matmul_scratch_bytes, naive};
+use crate::{DType, WeightMatrix};
+
+const DTYPES: [DType; 3] = [DType::Q8_0, DType::Q4_0, DType::Q4_1];
+
+fn product<'a>(inputs: &'a [f32], weight: &'a WeightMatrix) -> Product<'a> {
+    Product { inputs, weight, accumulate: false, precision: Precision::Int8 }
+}
+
+/// The documented bound: for each group half a step of the activations times the sum of the weights.
+fn bound(input: &[f32], row: &[f32]) -> f32 {
+    let groups = input.chunks_exact(32).zip(row.chunks_exact(32));
+    let group = |(input, row): (&[f32], &[f32])| {
+        let max = input.iter().fold(0.0_f32, |max, value| max.max(value.abs()));
+        max / 254.0 * row.iter().map(|value| value.abs()).sum::<f32>()
+    };
+    groups.map(group).sum()
+}
+
+#[derive(Clone, Copy, Debug)]
+struct Case {
+    dtype: DType,
+    n_tokens: usize,
+    n_in: usize,
+    n_out: usize,
+}
+
+fn check(isa: Isa, pool: &ThreadPool, place: &str, case: Case) {
+    let Case { dtype, n_tokens, n_in, n_out } = case;
+    let weight = random_weight(dtype, n_out, n_in);
+    let rows = weight.to_f32();
+    let largest = rows.iter().fold(0.0_f32, |max, value| max.max(value.abs()));
+    let rounding = 2e-6 * largest * n_in as f32;
+    let inputs = noise(13, n_tokens * n_in);
+    let (mut got, mut want) = (vec![f32::NAN; n_tokens * n_out], vec![0.0; n_tokens * n_out]);
+    let mut scratch = MatmulScratch::default();
+    product(&inputs, &weight).run(isa, pool, &mut got, &mut scratch);
+    naive::matmul(&inputs, &weight, &mut want);
+    for (idx, (got, want)) in got.iter().zip(&want).enumerate() {
+        let (token, row) = (idx / n_out, idx % n_out);
+        let bound = bound(&inputs[token * n_in..][..n_in], &rows[row * n_in..][..n_in]) + rounding;
+        assert!(
+            (got - want).abs() <= bound,
+            "{place}, {case:?}: [{token}, {row}] is {got}, not {want} +- {bound}"
+        );
+    }
+    let once = got.clone();
+    Product { accumulate: true, ..product(&inputs, &weight) }.run(isa, pool, &mut got, &mut scratch);
+    let twice: Vec<f32> = once.iter().map(|value| value * 2.0).collect();
+    assert_close(&got, &twice, 1.0, rounding, &format!("{place}, {case:?}, added"));
+    let most = matmul_scratch_bytes(Precision::Int8, pool.n_threads(), n_tokens, n_in);
+    if isa.name() == Isa::detect().name() {
+        assert!(
+            scratch.bytes() <= most,
+            "{place}, {case:?}: {} scratch bytes, {most} promised",
+            scratch.bytes()
+        );
+    }
+
+    // Activations that are whole steps are not rounded at all.
+    let whole: Vec<f32> = (0..n_tokens * n_in)
+        .map(|at| if at % 32 == 5 { 127.0 } else { (at * 89 % 255) as f32 - 127.0 } / 64.0)
+        .collect();
+    product(&whole, &weight).run(isa, pool, &mut got, &mut scratch);
+    naive::matmul(&whole, &weight, &mut want);
+    assert_close(&got, &want, 4.0, rounding, &format!("{place}, {case:?}, whole steps"));
+}
+
+#[test]
+fn bytes_are_within_the_bound_of_the_twin() {
+    everywhere(|isa, pool, place| {
+        for dtype in DTYPES {
+            for n_tokens in [1, 2, 3, 4, 5, 6, 7, 8, 9, 12, 17, 70] {
+                for (n_in, n_out) in [(32, 1), (64, 7), (96, 33), (576, 101)] {
+                    check(isa, pool, place, Case { dtype, n_tokens, n_in, n_out });
+                }
+            }
+        }
+    });
+}
+
+#[test]
+fn real_and_long_sizes_are_within_the_bound() {
+    let pool = ThreadPool::new(2);
+    for isa in Isa::all() {
+        for dtype in DTYPES {
+            for (n_tokens, n_in, n_out) in [(515, 576, 200), (20, 1536, 576), (10, 4128, 70), (1, 4128, 70)] {
+                check(isa, &pool, isa.name(), Case { dtype, n_tokens, n_in, n_out });
+            }
+        }
+    }
+}
+
+#[test]
+fn extreme_weights_do_not_overflow() {
+    // Every integer at its greatest size, with activations of both signs.
+    everywhere(|isa, pool, place| {
+        for (dtype, block, pattern) in [
+            (DType::Q8_0, 34, [0x80, 0x80]),
+            (DType::Q8_0, 34, [0x7F, 0x80]),
+            (DType::Q4_0, 18, [0xFF, 0xFF]),
+            (DType::Q4_1, 20, [0xFF, 0x0F]),
+        ] {
+            let mut data: Vec<u8> = (0..block * 20).map(|at| pattern[at % 2]).collect();
+            for block in data.chunks_exact_mut(block) {
+                block[..2].copy_from_slice(&half::f16::from_f32(0.5).to_le_bytes());
+                if dtype == DType::Q4_1 {
+                    block[2..4].copy_from_slice(&half::f16::from_f32(-0.25).to_le_bytes());
+                }
+            }
+            let weight = WeightMatrix::new(dtype, 20, 32, bytes::Bytes::from(data)).expect("whole blocks");
+            for sign in [127.0, -127.0] {
+                for n_tokens in [1, 3, 8, 12] {
+                    let inputs = vec![sign; n_tokens * 32];
+                    let (mut got, mut want) = (vec![0.0; n_tokens * 20], vec![0.0; n_tokens * 20]);
+                    product(&inputs, &weight).run(isa, pool, &mut got, &mut MatmulScratch::default());
+                    naive::matmul(&inputs, &weight, &mut want);
+                    assert_close(
+                        &got,
+                        &want,
+                        1e-6,
+                        127.0 * 128.0 * 32.0,
+                        &format!("{place}, {dtype}, {n_tokens}"),
+                    );
+                }
+            }
+        }
+    });
+}
+
+#[test]
+fn zeros_and_tiny_activations_give_zero_or_tiny_results() {
+    everywhere(|isa, pool, place| {
+        let weight = random_weight(DType::Q4_1, 40, 64);
+        for value in [0.0, 1e-45, 1e-39, 1e-36] {
+            for n_tokens in [1, 9] {
+                let mut out = vec![f32::NAN; n_tokens * 40];
+                let inputs = vec![value; n_tokens * 64];
+                product(&inputs, &weight).run(isa, pool, &mut out, &mut MatmulScratch::default());
+                assert!(out.iter().all(|out| out.abs() <= 64.0 * value), "{place}, {value:e}: {out:?}");
+            }
+        }
+    });
+}
+
+#[test]
+fn activations_that_are_not_finite_stay_visible() {
+    everywhere(|isa, pool, place| {
+        for dtype in DTYPES {
+            let weight = random_weight(dtype, 40, 96);
+            for bad in [f32::NAN, f32::INFINITY, f32::NEG_INFINITY] {
+                for n_tokens in [1, 2, 9] {
+                    for at in [0, 37, 95] {
+                        let mut inputs = noise(17, n_tokens * 96);
+                        inputs[(n_tokens - 1) * 96 + at] = bad;
+                        let mut out = vec![0.0; n_tokens * 40];
+                        product(&inputs, &weight).run(isa, pool, &mut out, &mut MatmulScratch::default());
+                        let (good, poisoned) = out.split_at((n_tokens - 1) * 40);
+                        let seen = poisoned.iter().all(|out| !out.is_finite());
+                        assert!(seen, "{place}, {dtype}, {bad} at {at} of {n_tokens}");
+                        assert!(good.iter().all(|out| out.is_finite()), "{place}, {dtype}: other tokens");
+                    }
+                }
+            }
+        }
+    });
+}
+
+#[test]
+fn results_do_not_depend_on_the_number_of_threads() {
+    for isa in Isa::all() {
+        for dtype in DTYPES {
+            for n_tokens in [1, 4, 50] {
+                let weight = random_weight(dtype, 203, 512);
+                let inputs = noise(3, n_tokens * 512);
+                let on = |n_threads| {
+                    let mut out = vec![0.0; n_tokens * 203];
+                    let pool = ThreadPool::new(n_threads);
+                    product(&inputs, &weight).run(isa, &pool, &mut out, &mut MatmulScratch::default());
+                    bits(&out)
+                };
+                let one = on(1);
+                let same = [2, 3, 5].into_iter().all(|n_threads| on(n_threads) == one);
+                assert!(same, "{}, {dtype}, {n_tokens} tokens", isa.name());
+            }
+        }
+    }
+}
