@@ -203,10 +203,12 @@ impl Kernel for Tile {
     fn run<S: Simd>(self, simd: S) {
         let mut sums = [[simd.splat(0.0); NV]; STRIP];
         let (mut strip, mut panel) = (self.strip, self.panel);
+        // A number unknown to the compiler: it unrolls a known one, moves all loads to the front and spills them.
+        let n_steps = std::hint::black_box(STEPS);
         for _ in 0..self.n_groups {
             for _ in 0..self.planes {
                 // SAFETY: `PanelsTask` made this tile of a strip and a panel with `n_groups` groups.
-                unsafe { add_group(simd, strip, panel, &mut sums) };
+                unsafe { add_group(simd, n_steps, strip, panel, &mut sums) };
                 panel = panel.wrapping_add(GROUP_VALUES * S::LANES);
             }
             strip = strip.wrapping_add(STRIP_VALUES);
@@ -250,24 +252,30 @@ impl Tile {
 
 /// Adds the products of one group: integers first, then one multiplication by both scales.
 /// # Safety
-/// One group of a strip and one of a panel can be read.
+/// `n_steps` is [`STEPS`]; one group of a strip and one of a panel can be read.
+#[expect(clippy::needless_range_loop, reason = "indices keep the sums in registers, iterators spill them")]
 #[inline(always)]
-unsafe fn add_group<S: Simd>(simd: S, strip: *const f32, panel: *const f32, sums: &mut [[S::F; NV]; STRIP]) {
+unsafe fn add_group<S: Simd>(
+    simd: S,
+    n_steps: usize,
+    strip: *const f32,
+    panel: *const f32,
+    sums: &mut [[S::F; NV]; STRIP],
+) {
     let mut products = [[simd.zero_a(); NV]; STRIP];
-    let (quants, nibbles) = (strip.cast::<i8>(), panel.cast::<u8>());
-    for step in 0..STEPS {
-        // SAFETY: step `step` of the panel has `NV * LANES` times four bytes.
-        let row: [S::P; NV] = unsafe {
-            let at = nibbles.add(step * NV * S::LANES * 4);
-            [simd.load_p(at), simd.load_p(at.add(S::LANES * 4))]
-        };
-        for (token, products) in products.iter_mut().enumerate() {
-            // SAFETY: step `step` of the strip has `STRIP` times four bytes.
-            let x = unsafe { simd.splat_p(quants.add((step * STRIP + token) * 4)) };
-            for (product, nibbles) in products.iter_mut().zip(row) {
-                *product = simd.step(*product, nibbles, x);
+    let (mut quants, mut nibbles) = (strip.cast::<i8>(), panel.cast::<u8>());
+    for _ in 0..n_steps {
+        // SAFETY: a step of the panel has `NV * LANES` times four bytes.
+        let row: [S::P; NV] = unsafe { [simd.load_p(nibbles), simd.load_p(nibbles.add(S::LANES * 4))] };
+        for token in 0..STRIP {
+            // SAFETY: a step of the strip has `STRIP` times four bytes.
+            let x = unsafe { simd.splat_p(quants.add(token * 4)) };
+            for v in 0..NV {
+                products[token][v] = simd.step(products[token][v], row[v], x);
             }
         }
+        quants = quants.wrapping_add(STRIP * 4);
+        nibbles = nibbles.wrapping_add(NV * S::LANES * 4);
     }
     // SAFETY: behind the nibbles lie `NV * LANES` scales and as many offsets, behind the bytes `STRIP` scales and sums.
     unsafe {
@@ -276,10 +284,10 @@ unsafe fn add_group<S: Simd>(simd: S, strip: *const f32, panel: *const f32, sums
         for v in 0..NV {
             let scale = simd.load(scales.add(v * S::LANES));
             let offset = simd.load(scales.add((NV + v) * S::LANES));
-            for (token, (sums, products)) in sums.iter_mut().zip(products).enumerate() {
+            for token in 0..STRIP {
                 let factor = simd.mul(scale, simd.splat(*input_scales.add(token)));
-                let sum = simd.fma(offset, simd.splat(*input_scales.add(STRIP + token)), sums[v]);
-                sums[v] = simd.fma(simd.to_f(simd.finish(products[v])), factor, sum);
+                let sum = simd.fma(offset, simd.splat(*input_scales.add(STRIP + token)), sums[token][v]);
+                sums[token][v] = simd.fma(simd.to_f(simd.finish(products[token][v])), factor, sum);
             }
         }
     }

@@ -58,6 +58,10 @@ impl RowBytes<'_> {
         }
     }
 
+    #[expect(
+        clippy::needless_range_loop,
+        reason = "indices keep the sums in registers, iterators spill them"
+    )]
     #[inline(always)]
     fn dots<S: Simd, F: ByteFormat, const R: usize, const T: usize>(&self, simd: S, row: usize) {
         let rows: [*const u8; R] = std::array::from_fn(|r| self.weight.row(row + r).as_ptr());
@@ -66,30 +70,32 @@ impl RowBytes<'_> {
         let mut sums = [[simd.splat(0.0); T]; R];
         let mut offsets = [[simd.splat(0.0); T]; R];
         for group in 0..self.inputs.n_in / GROUP {
-            for ((row, sums), offsets) in rows.into_iter().zip(&mut sums).zip(&mut offsets) {
+            for r in 0..R {
                 // SAFETY: `row` checked the bounds of the rows, which hold `n_in` values as `WeightMatrix` proves;
                 // `quants` and `scales` checked those of the inputs.
                 unsafe {
-                    let at = row.add(group * F::GROUP_BYTES);
+                    let at = rows[r].add(group * F::GROUP_BYTES);
                     let (scale, offset) = F::scales(simd, at);
                     let q = F::load(simd, at);
                     for t in 0..T {
                         let product = simd.to_f(F::dot(simd, q, quants[t].add(group * GROUP)));
                         let factor = simd.mul(scale, simd.splat(*scales[t].0.get_unchecked(group)));
-                        sums[t] = simd.fma(product, factor, sums[t]);
+                        sums[r][t] = simd.fma(product, factor, sums[r][t]);
                         if F::OFFSET != 0.0 {
                             let sum = simd.splat(*scales[t].1.get_unchecked(group));
-                            offsets[t] = simd.fma(offset, sum, offsets[t]);
+                            offsets[r][t] = simd.fma(offset, sum, offsets[r][t]);
                         }
                     }
                 }
             }
         }
-        for (r, (sums, offsets)) in sums.into_iter().zip(offsets).enumerate() {
-            for (t, (sum, offset)) in sums.into_iter().zip(offsets).enumerate() {
-                // All lanes of the offset are alike, and only one counts.
-                let factor = simd.splat(F::OFFSET / S::LANES as f32);
-                let value = simd.sum(if F::OFFSET == 0.0 { sum } else { simd.fma(offset, factor, sum) });
+        // All lanes of an offset are alike, and only one counts.
+        let factor = simd.splat(F::OFFSET / S::LANES as f32);
+        for r in 0..R {
+            for t in 0..T {
+                let sum =
+                    if F::OFFSET == 0.0 { sums[r][t] } else { simd.fma(offsets[r][t], factor, sums[r][t]) };
+                let value = simd.sum(sum);
                 // SAFETY: `[n_tokens, n_rows]` values belong to this product, and this row to this task alone.
                 unsafe {
                     let out = self.out.at(t * self.weight.n_rows() + row + r);
