@@ -4,6 +4,9 @@
 //! objects. They mirror the core's types, so that those can change without breaking clients.
 
 pub use secateur_generate::{FinishReason, MAX_TOP_LOGPROBS, SamplingParams, Timings, Usage};
+pub use secateur_store::{
+    FootprintRecord as FootprintView, LayerRecord as LayerView, PlanRecord as PlanView,
+};
 
 use crate::ServiceError;
 use serde::{Deserialize, Serialize};
@@ -179,72 +182,15 @@ pub struct LimitView {
     pub available_bytes: u64,
 }
 
-/// Bytes of a serving process, by part.
-#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
-pub struct FootprintView {
-    /// Mapped weights.
-    pub weights_bytes: u64,
-    /// Keys and values at the full context.
-    pub kv_cache_bytes: u64,
-    /// Buffers of a forward pass.
-    pub activations_bytes: u64,
-    /// The program itself.
-    pub runtime_bytes: u64,
-    /// Sum.
-    pub total_bytes: u64,
-}
-
-/// Shape of one layer.
-#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
-pub struct LayerView {
-    /// Query heads; 0 without attention.
-    pub num_attention_heads: usize,
-    /// Key/value heads.
-    pub num_key_value_heads: usize,
-    /// MLP width; 0 without MLP.
-    pub intermediate_size: usize,
-}
-
-/// A decision of the planner.
-#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
-pub struct PlanView {
-    /// `untouched` or `prune`.
-    pub action: String,
-    /// `quality` or `compatible`.
-    pub policy: String,
-    /// Share of decoder-layer parameters to remove.
-    pub ratio: f64,
-    /// Storage dtype of the result; `keep` for the source's.
-    pub dtype: String,
-    /// Layers to remove whole.
-    pub layers_to_remove: Vec<usize>,
-    /// Planned shape of each remaining layer.
-    pub layers: Vec<LayerView>,
-    /// Longest context there is memory for.
-    pub context_len: usize,
-    /// How keys and values are kept.
-    pub kv_dtype: String,
-    /// What was allowed; absent when the plan was asked for by ratio.
-    pub budget_bytes: Option<u64>,
-    /// What the untouched model needs.
-    pub base_footprint: FootprintView,
-    /// What the result will need.
-    pub footprint: FootprintView,
-    /// Expected perplexity divided by that of the base model: a rough guide.
-    pub predicted_perplexity_factor: f64,
-    /// The reasoning in words.
-    pub reason: String,
-}
-
 /// Asks what would be done, without doing it.
 #[derive(Clone, Debug, Default, PartialEq, Serialize, Deserialize)]
 #[serde(deny_unknown_fields, default)]
 pub struct PlanQuery {
     /// Id or name of a model; the base model of the service when absent.
     pub model: Option<String>,
-    /// `auto`, a size or a percentage; the service's own when absent. Not together with `ratio`.
+    /// `auto`, a size or a percentage; the service's own when absent.
     pub memory_budget: Option<String>,
-    /// Share of decoder-layer parameters to remove.
+    /// Share of decoder-layer parameters to remove, whatever the budget.
     pub ratio: Option<f64>,
     /// Context to plan for.
     pub context_len: Option<usize>,
@@ -260,9 +206,10 @@ pub struct PlanQuery {
 pub struct PruneQuery {
     /// Id or name of a model; the base model of the service when absent.
     pub model: Option<String>,
-    /// `auto`, a size or a percentage; the service's own when absent. Not together with `ratio`.
+    /// `auto`, a size or a percentage; the service's own when absent. Bounds the job itself, and decides how
+    /// much is cut unless `ratio` does.
     pub memory_budget: Option<String>,
-    /// Share of decoder-layer parameters to remove.
+    /// Share of decoder-layer parameters to remove, whatever the budget.
     pub ratio: Option<f64>,
     /// Context to plan for.
     pub context_len: Option<usize>,

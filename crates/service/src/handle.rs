@@ -125,7 +125,7 @@ impl ServiceHandle {
     /// [`ServiceError::Invalid`], [`ServiceError::PromptTooLong`]; later failures come through the stream.
     pub fn chat(&self, request: &ChatRequest) -> Result<EventStream, ServiceError> {
         let served = self.shared.served()?;
-        let prompt = served.chat_tokens(&request.messages)?;
+        let prompt = crate::served::chat_tokens(&served.tokenizer, &request.messages)?;
         self.generate(&served, prompt, &request.params)
     }
 
@@ -203,6 +203,11 @@ impl ServiceHandle {
     #[must_use]
     pub fn metrics(&self) -> MetricsView {
         self.shared.metrics()
+    }
+
+    /// Ends when the compute thread has ended: after a shutdown, or when it broke.
+    pub async fn stopped(&self) {
+        self.shared.wait_stopped().await;
     }
 
     /// Stops: takes nothing new, lets requests finish until `drain` has passed, then cancels them; a job at

@@ -91,10 +91,6 @@ impl Job {
         &self.cancel
     }
 
-    pub(crate) fn is_cancelled(&self) -> bool {
-        self.cancel.load(Ordering::Relaxed)
-    }
-
     fn view_of(&self, inner: &Inner) -> JobView {
         let until = inner.ended.unwrap_or_else(Instant::now);
         JobView {

@@ -1,19 +1,45 @@
 //! The service: command in, event out. Owns the model, the store, the jobs and the one compute thread.
 //!
-//! [`ServiceHandle`] is the way in for HTTP and for apps; [`api`] holds what is said. The compute thread owns
-//! engine, sessions and prune jobs; handles never touch them.
+//! [`Service::start`] starts it, [`ServiceHandle`] is the way in for HTTP and for apps, [`api`] holds what is said.
+//! The compute thread owns engine, sessions and prune jobs; handles never touch them. [`ops`] holds what the
+//! command line does without a running service.
+//!
+//! Memory: the budget bounds the whole process. Models are mapped, one is served at a time, and a model leaves
+//! memory before the next one comes.
 #![forbid(unsafe_code)]
 
 pub mod api;
+pub mod ops;
+
+mod budget;
+mod calibration;
+mod catalog;
+mod convert;
 mod error;
 mod handle;
 mod jobs;
+mod opened;
+mod options;
+mod pruning;
+mod queries;
 mod queue;
 mod served;
 mod shared;
+mod start;
 mod stream;
+mod work;
+mod worker;
 
+pub use budget::{Budget, PlanSettings, resident_bytes};
+pub use calibration::{Calibration, CalibrationText};
+pub use catalog::resolve_model;
+pub use convert::error_chain;
 pub use error::ServiceError;
 pub use handle::{AddSpecial, Heartbeat, ServiceHandle};
 pub use jobs::JobEvents;
+pub use opened::OpenModel;
+pub use options::{DEFAULT_QUEUE_LEN, ServiceOptions};
+pub use pruning::{DEFAULT_METHOD, PruneSettings};
+pub use secateur_memory::format_bytes;
+pub use start::Service;
 pub use stream::EventStream;

@@ -1,45 +1,53 @@
 //! What requests need of the served model before they reach the compute thread: its tokenizer and its limits.
 
 use crate::ServiceError;
-use crate::api::{ChatMessage, GenerationParams, Prompt};
+use crate::api::{
+    ChatMessage, GenerationParams, ModelView, PlanView, Prompt, ServedView, TokenLogprobView,
+    TokenLogprobsView,
+};
+use crate::convert::{invalid, text_error};
 use crate::handle::AddSpecial;
-use secateur_generate::GenerateRequest;
-
-/// Text in, tokens out, and back.
-pub(crate) trait TextModel: Send + Sync {
-    fn encode(&self, text: &str, special: AddSpecial) -> Result<Vec<u32>, ServiceError>;
-    fn encode_rendered(&self, prompt: &str) -> Result<Vec<u32>, ServiceError>;
-    fn decode(&self, tokens: &[u32]) -> Result<String, ServiceError>;
-    fn render(&self, messages: &[ChatMessage]) -> Result<String, ServiceError>;
-    fn end_tokens(&self) -> Vec<u32>;
-}
+use crate::jobs::unix_s;
+use secateur_generate::{GenerateRequest, TokenLogprob, TokenLogprobs};
+use secateur_model::KvDType;
+use secateur_tokenizer::{
+    ChatOptions, ChatPrompt, CivilTime, DecodeFrom, DecodeOptions, StreamDecoder, Tokenizer,
+};
 
 /// The served model as seen by callers.
 pub(crate) struct Served {
-    pub(crate) text: Box<dyn TextModel>,
+    pub(crate) tokenizer: Tokenizer,
+    pub(crate) model: ModelView,
+    pub(crate) plan: Option<PlanView>,
     pub(crate) context_len: usize,
+    pub(crate) kv_dtype: KvDType,
     pub(crate) vocab_size: usize,
 }
 
 impl Served {
-    pub(crate) fn chat_tokens(&self, messages: &[ChatMessage]) -> Result<Vec<u32>, ServiceError> {
-        self.text.encode_rendered(&self.apply_template(messages)?)
+    pub(crate) fn view(&self) -> ServedView {
+        ServedView {
+            model: self.model.clone(),
+            context_len: self.context_len,
+            kv_dtype: self.kv_dtype.name().to_owned(),
+            plan: self.plan.clone(),
+        }
     }
 
     pub(crate) fn prompt_tokens(&self, prompt: &Prompt) -> Result<Vec<u32>, ServiceError> {
         match prompt {
-            Prompt::Text(text) => self.text.encode(text, AddSpecial::Yes),
-            Prompt::Tokens(tokens) => self.check_tokens(tokens).map(|()| tokens.clone()),
+            Prompt::Text(text) => self.tokenize(text, AddSpecial::Yes),
+            Prompt::Tokens(tokens) => self.check_tokens("prompt", tokens).map(|()| tokens.clone()),
         }
     }
 
-    fn check_tokens(&self, tokens: &[u32]) -> Result<(), ServiceError> {
+    fn check_tokens(&self, param: &str, tokens: &[u32]) -> Result<(), ServiceError> {
         match tokens.iter().find(|&&token| self.vocab_size <= token as usize) {
             None => Ok(()),
-            Some(token) => Err(ServiceError::Invalid {
-                param: "prompt".into(),
-                message: format!("token {token} is not in the vocabulary of {}", self.vocab_size),
-            }),
+            Some(token) => {
+                let message = format!("token {token} is not in the vocabulary of {}", self.vocab_size);
+                Err(invalid(param, message))
+            }
         }
     }
 
@@ -47,8 +55,7 @@ impl Served {
         let tokens = self.prompt_tokens(prompt)?;
         let context_len = self.context_len;
         if tokens.is_empty() {
-            let message = "the input has no tokens".to_owned();
-            return Err(ServiceError::Invalid { param: "input".into(), message });
+            return Err(invalid("input", "has no tokens"));
         }
         if context_len < tokens.len() {
             return Err(ServiceError::PromptTooLong { prompt_tokens: tokens.len(), context_len });
@@ -61,39 +68,89 @@ impl Served {
         prompt: Vec<u32>,
         params: &GenerationParams,
     ) -> Result<GenerateRequest, ServiceError> {
-        let (prompt_tokens, context_len) = (prompt.len(), self.context_len);
-        if prompt.is_empty() {
-            let message = "the prompt has no tokens".to_owned();
-            return Err(ServiceError::Invalid { param: "prompt".into(), message });
-        }
-        if context_len <= prompt_tokens {
-            return Err(ServiceError::PromptTooLong { prompt_tokens, context_len });
-        }
-        let request = GenerateRequest {
-            prompt,
-            max_tokens: params.max_tokens.unwrap_or(context_len - prompt_tokens),
-            sampling: params.sampling.clone(),
-            stop_strings: params.stop.clone(),
-            stop_tokens: self.text.end_tokens(),
-            logprobs: params.logprobs,
-        };
-        request.validate(self.vocab_size).map_err(|error| ServiceError::Invalid {
-            param: error.field.to_owned(),
-            message: format!("must be {}", error.allowed),
-        })?;
-        Ok(request)
+        generate_request(&self.tokenizer, self.context_len, self.vocab_size, prompt, params)
     }
 
     pub(crate) fn tokenize(&self, text: &str, special: AddSpecial) -> Result<Vec<u32>, ServiceError> {
-        self.text.encode(text, special)
+        let special = match special {
+            AddSpecial::Yes => secateur_tokenizer::AddSpecial::Yes,
+            AddSpecial::No => secateur_tokenizer::AddSpecial::No,
+        };
+        self.tokenizer.encode(text, special).map_err(|error| text_error("prompt", &error))
     }
 
     pub(crate) fn detokenize(&self, tokens: &[u32]) -> Result<String, ServiceError> {
-        self.check_tokens(tokens)?;
-        self.text.decode(tokens)
+        self.check_tokens("tokens", tokens)?;
+        self.tokenizer.decode(tokens).map_err(|error| text_error("tokens", &error))
     }
 
     pub(crate) fn apply_template(&self, messages: &[ChatMessage]) -> Result<String, ServiceError> {
-        self.text.render(messages)
+        Ok(render(&self.tokenizer, messages)?.into_string())
     }
+
+    pub(crate) fn logprobs_view(&self, logprobs: &TokenLogprobs) -> TokenLogprobsView {
+        let view = |entry: &TokenLogprob| {
+            let bytes = self.tokenizer.token_bytes(entry.token).unwrap_or_default().to_vec();
+            let token = String::from_utf8_lossy(&bytes).into_owned();
+            TokenLogprobView { token_id: entry.token, token, bytes, logprob: entry.logprob }
+        };
+        TokenLogprobsView { chosen: view(&logprobs.chosen), top: logprobs.top.iter().map(view).collect() }
+    }
+}
+
+/// A decoder for a reply: text that stands behind other text.
+pub(crate) fn reply_decoder(tokenizer: &Tokenizer) -> StreamDecoder {
+    tokenizer.stream_decoder_with(DecodeOptions { from: DecodeFrom::Middle, ..DecodeOptions::default() })
+}
+
+fn render(tokenizer: &Tokenizer, messages: &[ChatMessage]) -> Result<ChatPrompt, ServiceError> {
+    if messages.is_empty() {
+        return Err(invalid("messages", "must hold at least one message"));
+    }
+    let messages: Vec<_> = messages
+        .iter()
+        .map(|message| secateur_tokenizer::ChatMessage::new(&message.role, &message.content))
+        .collect();
+    let now = i64::try_from(unix_s()).ok().map(CivilTime::from_unix);
+    let options = ChatOptions { now, ..ChatOptions::default() };
+    tokenizer.apply_chat_template(&messages, &options).map_err(|error| text_error("messages", &error))
+}
+
+/// The tokens of a conversation, up to the start of the reply.
+/// # Errors
+/// [`ServiceError::Invalid`] when the model has no template or it refuses.
+pub(crate) fn chat_tokens(tokenizer: &Tokenizer, messages: &[ChatMessage]) -> Result<Vec<u32>, ServiceError> {
+    let prompt = render(tokenizer, messages)?;
+    tokenizer.encode_chat_prompt(&prompt).map_err(|error| text_error("messages", &error))
+}
+
+/// A request that the generation loop will take.
+/// # Errors
+/// [`ServiceError::Invalid`], [`ServiceError::PromptTooLong`].
+pub(crate) fn generate_request(
+    tokenizer: &Tokenizer,
+    context_len: usize,
+    vocab_size: usize,
+    prompt: Vec<u32>,
+    params: &GenerationParams,
+) -> Result<GenerateRequest, ServiceError> {
+    let prompt_tokens = prompt.len();
+    if prompt.is_empty() {
+        return Err(invalid("prompt", "has no tokens"));
+    }
+    if context_len <= prompt_tokens {
+        return Err(ServiceError::PromptTooLong { prompt_tokens, context_len });
+    }
+    let request = GenerateRequest {
+        prompt,
+        max_tokens: params.max_tokens.unwrap_or(context_len - prompt_tokens),
+        sampling: params.sampling.clone(),
+        stop_strings: params.stop.clone(),
+        stop_tokens: tokenizer.stop_ids().iter().copied().collect(),
+        logprobs: params.logprobs,
+    };
+    request
+        .validate(vocab_size)
+        .map_err(|error| invalid(error.field, format!("must be {}", error.allowed)))?;
+    Ok(request)
 }

@@ -1,18 +1,20 @@
 //! What the handles and the compute thread share: readiness, the queue, jobs, counters.
 
 use crate::ServiceError;
-use crate::api::{
-    EmbeddingView, JobId, MemoryView, MetricsView, ModelView, PlanQuery, PlanView, PruneQuery, Readiness,
-    StatusView,
-};
+use crate::api::{EmbeddingView, MetricsView, ModelView, Readiness, StatusView};
+use crate::budget::resident_bytes;
+use crate::catalog::Known;
 use crate::handle::Heartbeat;
 use crate::jobs::{Job, JobRegistry};
+use crate::options::ServiceOptions;
 use crate::queue::{PushError, Queue};
 use crate::served::Served;
 use crate::stream::EventSink;
 use secateur_generate::GenerateRequest;
+use secateur_store::Store;
+use std::path::PathBuf;
 use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
-use std::sync::{Arc, Mutex, MutexGuard, PoisonError, RwLock};
+use std::sync::{Arc, Mutex, MutexGuard, OnceLock, PoisonError, RwLock};
 use std::time::{Duration, Instant};
 use tokio::sync::{oneshot, watch};
 
@@ -51,7 +53,14 @@ impl Counters {
 
 pub(crate) struct Shared {
     started: Instant,
+    options: ServiceOptions,
+    /// The bound on the whole process, fixed at the start.
+    budget_bytes: u64,
     n_threads: usize,
+    store: Store,
+    base: OnceLock<Known>,
+    /// What was served before a job needed the memory.
+    last_served: Mutex<Option<String>>,
     queue: Queue<Request, Control>,
     jobs: JobRegistry,
     readiness: watch::Sender<Readiness>,
@@ -65,11 +74,16 @@ pub(crate) struct Shared {
 }
 
 impl Shared {
-    pub(crate) fn new(queue_len: usize, n_threads: usize) -> Self {
+    pub(crate) fn new(options: ServiceOptions, store: Store, budget_bytes: u64, n_threads: usize) -> Self {
         Self {
             started: Instant::now(),
+            budget_bytes,
             n_threads,
-            queue: Queue::new(queue_len),
+            store,
+            base: OnceLock::new(),
+            last_served: Mutex::new(None),
+            queue: Queue::new(options.queue_len),
+            options,
             jobs: JobRegistry::default(),
             readiness: watch::Sender::new(Readiness::Starting),
             served: RwLock::new(None),
@@ -79,6 +93,45 @@ impl Shared {
             drain_until: Mutex::new(None),
             stopped: watch::Sender::new(false),
         }
+    }
+
+    pub(crate) fn options(&self) -> &ServiceOptions {
+        &self.options
+    }
+
+    pub(crate) fn budget_bytes(&self) -> u64 {
+        self.budget_bytes
+    }
+
+    pub(crate) fn n_threads(&self) -> usize {
+        self.n_threads
+    }
+
+    pub(crate) fn store(&self) -> &Store {
+        &self.store
+    }
+
+    /// The model of the options, once it has been looked at; absent when that is one of the store.
+    pub(crate) fn base(&self) -> Option<&Known> {
+        self.base.get()
+    }
+
+    pub(crate) fn set_base(&self, known: Known) {
+        // The first one stays: the options do not change.
+        let _ = self.base.set(known);
+    }
+
+    pub(crate) fn set_last_served(&self, id: Option<String>) {
+        *self.last_served.lock().unwrap_or_else(PoisonError::into_inner) = id;
+    }
+
+    pub(crate) fn take_last_served(&self) -> Option<String> {
+        self.last_served.lock().unwrap_or_else(PoisonError::into_inner).take()
+    }
+
+    /// Folder for the unfinished work of jobs.
+    pub(crate) fn jobs_dir(&self) -> PathBuf {
+        self.options.state_dir.join("jobs")
     }
 
     pub(crate) fn queue(&self) -> &Queue<Request, Control> {
@@ -201,10 +254,11 @@ impl Shared {
     }
 
     pub(crate) fn status(&self) -> StatusView {
+        let served = self.served.read().unwrap_or_else(PoisonError::into_inner);
         StatusView {
             version: env!("CARGO_PKG_VERSION").to_owned(),
             readiness: self.readiness(),
-            model: None,
+            model: served.as_ref().map(|served| served.view()),
             uptime_s: self.started.elapsed().as_secs_f64(),
             queued: self.queue.n_requests(),
             queue_len: self.queue.max_requests(),
@@ -213,41 +267,22 @@ impl Shared {
         }
     }
 
+    pub(crate) fn set_running(&self, running: u64) {
+        self.counters().view.running = running;
+    }
+
     pub(crate) fn metrics(&self) -> MetricsView {
         let view = self.counters().view;
+        let served = self.served.read().unwrap_or_else(PoisonError::into_inner);
+        let (rss_bytes, rss_peak_bytes) = resident_bytes();
         MetricsView {
             queued: self.queue.n_requests() as u64,
+            rss_bytes,
+            rss_peak_bytes,
+            budget_bytes: self.budget_bytes,
+            model_bytes: served.as_ref().map_or(0, |served| served.model.bytes),
             uptime_s: self.started.elapsed().as_secs_f64(),
             ..view
         }
-    }
-
-    fn no_model() -> ServiceError {
-        ServiceError::NotReady { message: "there is no model; activate one".into() }
-    }
-
-    pub(crate) fn memory(&self) -> Result<MemoryView, ServiceError> {
-        Err(Self::no_model())
-    }
-
-    pub(crate) fn models(&self) -> Result<Vec<ModelView>, ServiceError> {
-        Ok(Vec::new())
-    }
-
-    pub(crate) fn plan(&self, _query: &PlanQuery) -> Result<PlanView, ServiceError> {
-        Err(Self::no_model())
-    }
-
-    pub(crate) fn check_prune(&self, _query: &PruneQuery) -> Result<(), ServiceError> {
-        Err(Self::no_model())
-    }
-
-    pub(crate) fn delete_model(&self, id: &str) -> Result<(), ServiceError> {
-        Err(ServiceError::ModelNotFound { id: id.to_owned() })
-    }
-
-    #[expect(dead_code, reason = "used by the worker, which follows")]
-    pub(crate) fn job_ids(&self) -> Vec<JobId> {
-        self.jobs.all().iter().map(|job| job.id()).collect()
     }
 }

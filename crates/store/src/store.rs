@@ -196,12 +196,15 @@ impl Store {
         Ok(EntryInUse { _file: file })
     }
 
-    /// Reads every file of an entry and compares sizes and digests.
+    /// Reads every file of an entry and compares sizes and digests; opens the model file as a model.
     /// # Errors
-    /// [`StoreError::Damaged`]; [`StoreError::NotFound`].
+    /// [`StoreError::Damaged`], [`StoreError::Model`]; [`StoreError::NotFound`].
     pub fn verify(&self, id: &ModelId) -> Result<Entry, StoreError> {
         let entry = self.get(id)?;
         check_digests(&entry)?;
+        let path = entry.model_path();
+        secateur_model_file::ModelFile::open(&path)
+            .map_err(|error| StoreError::Model { path, source: Box::new(error) })?;
         Ok(entry)
     }
 

@@ -261,6 +261,17 @@ fn tampering_is_found() {
 }
 
 #[test]
+fn a_whole_entry_must_also_be_a_model() {
+    let dir = tempfile::tempdir().unwrap();
+    let store = Store::open(dir.path()).unwrap();
+    let model = secateur_test_support::TinyModel::default().to_bytes();
+    let entry = add(&store, "model", &model).unwrap().into_entry();
+    store.verify(&entry.id).unwrap();
+    let entry = add(&store, "text", b"not a model").unwrap().into_entry();
+    assert!(matches!(store.verify(&entry.id), Err(StoreError::Model { .. })));
+}
+
+#[test]
 fn what_is_served_is_not_removed() {
     let dir = tempfile::tempdir().unwrap();
     let store = Store::open(dir.path()).unwrap();

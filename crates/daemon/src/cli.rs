@@ -1,0 +1,426 @@
+//! The command line. Flags that are also settings may stand in a configuration file or in `SECATEUR_*` variables;
+//! a flag wins.
+
+use clap::{Args, Parser, Subcommand};
+use serde::Serialize;
+use std::path::PathBuf;
+
+/// Prunes language models to fit the memory of a device, and serves them.
+#[derive(Debug, Parser)]
+#[command(name = "secateur", version, about, propagate_version = true)]
+#[command(
+    after_help = "Exit codes follow sysexits: 64 usage, 65 bad data, 66 no input, 69 does not fit the memory, \
+    70 internal, 74 input/output, 75 try again, 77 permission, 78 configuration, 130 interrupted."
+)]
+pub(crate) struct Cli {
+    #[command(subcommand)]
+    pub(crate) command: Command,
+    /// Print the result as one JSON object on the last line of stdout.
+    #[arg(long, global = true)]
+    pub(crate) json: bool,
+    /// Read this configuration file instead of the usual ones.
+    #[arg(long, global = true, value_name = "FILE")]
+    pub(crate) config: Option<PathBuf>,
+    #[command(flatten)]
+    pub(crate) log: LogArgs,
+}
+
+#[derive(Clone, Debug, Default, Args, Serialize)]
+pub(crate) struct LogArgs {
+    /// What to log: error, warn, info, debug, trace or a filter such as `info,secateur_service=debug`.
+    #[arg(long, global = true, value_name = "FILTER")]
+    #[serde(skip_serializing_if = "Option::is_none")]
+    log: Option<String>,
+    /// Form of the log on stderr: text or json.
+    #[arg(long, global = true, value_name = "FORM")]
+    #[serde(skip_serializing_if = "Option::is_none")]
+    log_format: Option<String>,
+}
+
+/// Bounds on the process.
+#[derive(Clone, Debug, Default, Args, Serialize)]
+pub(crate) struct RunArgs {
+    /// Memory for the whole process: auto, a size such as 128MiB, or a share such as 70%.
+    #[arg(long, value_name = "BUDGET")]
+    #[serde(skip_serializing_if = "Option::is_none")]
+    memory_budget: Option<String>,
+    /// Threads that compute; what the device allows when absent.
+    #[arg(long, value_name = "N")]
+    #[serde(skip_serializing_if = "Option::is_none")]
+    threads: Option<usize>,
+}
+
+#[derive(Clone, Debug, Default, Args, Serialize)]
+pub(crate) struct StateArgs {
+    /// Folder of the store and of jobs at work.
+    #[arg(long, value_name = "DIR")]
+    #[serde(skip_serializing_if = "Option::is_none")]
+    state_dir: Option<PathBuf>,
+}
+
+/// What a plan is made from.
+#[derive(Clone, Debug, Default, Args, Serialize)]
+pub(crate) struct PlanArgs {
+    /// Tokens of context to have memory for.
+    #[arg(long, value_name = "N")]
+    #[serde(skip_serializing_if = "Option::is_none")]
+    context_len: Option<usize>,
+    /// quality (widths for each layer) or compatible (one width, for any stock runtime).
+    #[arg(long, value_name = "POLICY")]
+    #[serde(skip_serializing_if = "Option::is_none")]
+    policy: Option<String>,
+    /// Storage of the result: keep, f32, f16, bf16, q8_0, q4_0, q4_1.
+    #[arg(long, value_name = "DTYPE")]
+    #[serde(skip_serializing_if = "Option::is_none")]
+    dtype: Option<String>,
+    /// How keys and values are kept while serving: f16 or f32.
+    #[arg(long, value_name = "DTYPE")]
+    #[serde(skip_serializing_if = "Option::is_none")]
+    kv_dtype: Option<String>,
+}
+
+/// How a model is pruned.
+#[derive(Clone, Debug, Default, Args, Serialize)]
+pub(crate) struct MethodArgs {
+    /// Method; an unknown one is answered with the list of them.
+    #[arg(long, value_name = "METHOD")]
+    #[serde(skip_serializing_if = "Option::is_none")]
+    method: Option<String>,
+    /// Text to calibrate on instead of the built-in one.
+    #[arg(long, value_name = "FILE")]
+    #[serde(skip_serializing_if = "Option::is_none")]
+    calibration: Option<PathBuf>,
+    /// Calibration tokens to fit on.
+    #[arg(long, value_name = "N")]
+    #[serde(skip_serializing_if = "Option::is_none")]
+    calibration_tokens: Option<usize>,
+    /// Seed of whatever is random.
+    #[arg(long, value_name = "N")]
+    #[serde(skip_serializing_if = "Option::is_none")]
+    seed: Option<u64>,
+}
+
+#[derive(Clone, Debug, Default, Args, Serialize)]
+pub(crate) struct ListenArgs {
+    /// Address to listen on; anything but loopback needs --api-key-file.
+    #[arg(long, value_name = "ADDRESS")]
+    #[serde(skip_serializing_if = "Option::is_none")]
+    host: Option<String>,
+    /// Port; 0 takes a free one.
+    #[arg(long, value_name = "PORT")]
+    #[serde(skip_serializing_if = "Option::is_none")]
+    port: Option<u16>,
+    /// Host name to answer to besides localhost; may be given several times.
+    #[arg(long = "allowed-host", value_name = "NAME")]
+    #[serde(rename = "allowed_hosts", skip_serializing_if = "Vec::is_empty")]
+    allowed_host: Vec<String>,
+    /// File of API keys, one a line; `user:KEY` may only ask, `admin:KEY` or `KEY` may do everything.
+    #[arg(long, value_name = "FILE")]
+    #[serde(skip_serializing_if = "Option::is_none")]
+    api_key_file: Option<PathBuf>,
+    /// Requests that may wait.
+    #[arg(long, value_name = "N")]
+    #[serde(skip_serializing_if = "Option::is_none")]
+    queue_len: Option<usize>,
+    /// Seconds that requests at work get to finish at the end.
+    #[arg(long, value_name = "SECONDS")]
+    #[serde(skip_serializing_if = "Option::is_none")]
+    drain_s: Option<u64>,
+}
+
+#[derive(Clone, Debug, Args)]
+pub(crate) struct ServeArgs {
+    #[command(flatten)]
+    model: ServedModelArgs,
+    #[command(flatten)]
+    listen: ListenArgs,
+    #[command(flatten)]
+    run: RunArgs,
+    #[command(flatten)]
+    state: StateArgs,
+    #[command(flatten)]
+    plan: PlanArgs,
+    #[command(flatten)]
+    method: MethodArgs,
+}
+
+#[derive(Clone, Debug, Default, Args, Serialize)]
+pub(crate) struct ServedModelArgs {
+    /// Model file, or id of a stored model; the newest stored model when absent.
+    #[arg(long, value_name = "MODEL")]
+    #[serde(skip_serializing_if = "Option::is_none")]
+    model: Option<String>,
+}
+
+/// The flags of one command that are settings, as layers of values.
+pub(crate) type ArgLayers = Vec<serde_json::Value>;
+
+fn layer<T: Serialize>(args: &T) -> serde_json::Value {
+    serde_json::to_value(args).expect("flags are plain values")
+}
+
+impl ServeArgs {
+    pub(crate) fn layers(&self) -> ArgLayers {
+        vec![
+            layer(&self.model),
+            layer(&self.listen),
+            layer(&self.run),
+            layer(&self.state),
+            layer(&self.plan),
+            layer(&self.method),
+        ]
+    }
+}
+
+#[derive(Debug, Subcommand)]
+pub(crate) enum Command {
+    /// Serve a model on localhost, pruning it first when it does not fit.
+    Serve(ServeArgs),
+    /// Say what would be cut, and change nothing.
+    Plan(PlanCommand),
+    /// Prune a model into a file.
+    Prune(PruneCommand),
+    /// Measure perplexity on a text or accuracy on multiple-choice tasks.
+    Eval(EvalCommand),
+    /// Generate text.
+    Generate(GenerateCommand),
+    /// Measure speed.
+    Bench(BenchCommand),
+    /// Describe a model file.
+    Inspect(InspectCommand),
+    /// Look at this host: what it can give, and what is wrong with it.
+    Doctor(DoctorCommand),
+    /// Look after the store of pruned models.
+    Models(ModelsCommand),
+    /// Look at the configuration.
+    Config(ConfigCommand),
+    /// Print completions for a shell.
+    Completions(CompletionsCommand),
+}
+
+#[derive(Debug, Args)]
+pub(crate) struct PlanCommand {
+    /// Model file, or id of a stored model.
+    pub(crate) model: String,
+    /// Share of decoder-layer parameters to remove, whatever the budget.
+    #[arg(long, value_name = "RATIO")]
+    pub(crate) ratio: Option<f64>,
+    #[command(flatten)]
+    pub(crate) plan: PlanArgs,
+    #[command(flatten)]
+    pub(crate) run: RunArgs,
+    #[command(flatten)]
+    pub(crate) state: StateArgs,
+}
+
+#[derive(Debug, Args)]
+pub(crate) struct PruneCommand {
+    /// Model file, or id of a stored model.
+    pub(crate) model: String,
+    /// File to write.
+    #[arg(short, long, value_name = "OUT")]
+    pub(crate) out: PathBuf,
+    /// Share of decoder-layer parameters to remove; the memory budget decides when absent.
+    #[arg(long, value_name = "RATIO")]
+    pub(crate) ratio: Option<f64>,
+    /// Form of the file: gguf.
+    #[arg(long, value_name = "FORMAT", default_value = "gguf")]
+    pub(crate) format: String,
+    #[command(flatten)]
+    pub(crate) plan: PlanArgs,
+    #[command(flatten)]
+    pub(crate) method: MethodArgs,
+    #[command(flatten)]
+    pub(crate) run: RunArgs,
+    #[command(flatten)]
+    pub(crate) state: StateArgs,
+}
+
+#[derive(Debug, Args)]
+pub(crate) struct EvalCommand {
+    /// Model file, or id of a stored model.
+    pub(crate) model: String,
+    /// Text to measure perplexity on.
+    #[arg(long, value_name = "FILE", required_unless_present = "tasks", conflicts_with = "tasks")]
+    pub(crate) text: Option<PathBuf>,
+    /// JSON lines with `query`, `choices` and `gold` to measure accuracy on.
+    #[arg(long, value_name = "FILE")]
+    pub(crate) tasks: Option<PathBuf>,
+    /// Tokens of a window.
+    #[arg(long, value_name = "N", default_value_t = secateur_service::ops::DEFAULT_SEQ_LEN, conflicts_with = "tasks")]
+    pub(crate) seq_len: usize,
+    /// Tokens of the text to use, from its start.
+    #[arg(long, value_name = "N", conflicts_with = "tasks")]
+    pub(crate) max_tokens: Option<usize>,
+    /// Items to use, from the start.
+    #[arg(long, value_name = "N", conflicts_with = "text")]
+    pub(crate) max_items: Option<usize>,
+    #[command(flatten)]
+    pub(crate) run: RunArgs,
+    #[command(flatten)]
+    pub(crate) state: StateArgs,
+}
+
+#[derive(Debug, Args)]
+pub(crate) struct GenerateCommand {
+    /// Model file, or id of a stored model.
+    pub(crate) model: String,
+    /// The prompt.
+    #[arg(long, value_name = "TEXT")]
+    pub(crate) prompt: String,
+    /// Put the prompt through the model's chat template.
+    #[arg(long)]
+    pub(crate) chat: bool,
+    /// Most tokens to generate.
+    #[arg(long, value_name = "N", default_value_t = secateur_service::ops::DEFAULT_MAX_TOKENS)]
+    pub(crate) max_tokens: usize,
+    /// 0 takes the likeliest token.
+    #[arg(long, value_name = "T", default_value_t = 0.0)]
+    pub(crate) temperature: f32,
+    /// Keep the likeliest tokens that together have this probability.
+    #[arg(long, value_name = "P", default_value_t = 1.0)]
+    pub(crate) top_p: f32,
+    /// Keep the likeliest K tokens; 0 keeps all.
+    #[arg(long, value_name = "K", default_value_t = 0)]
+    pub(crate) top_k: usize,
+    /// Text that ends the answer; may be given several times.
+    #[arg(long, value_name = "TEXT")]
+    pub(crate) stop: Vec<String>,
+    /// Tokens of context; as many as needed when absent.
+    #[arg(long, value_name = "N")]
+    pub(crate) context_len: Option<usize>,
+    /// Seed; a random one when absent.
+    #[arg(long, value_name = "N")]
+    pub(crate) seed: Option<u64>,
+    #[command(flatten)]
+    pub(crate) run: RunArgs,
+    #[command(flatten)]
+    pub(crate) state: StateArgs,
+}
+
+#[derive(Debug, Args)]
+pub(crate) struct BenchCommand {
+    /// Model file, or id of a stored model.
+    pub(crate) model: String,
+    /// Tokens of the prompt.
+    #[arg(long, value_name = "N", default_value_t = 512)]
+    pub(crate) prompt_tokens: usize,
+    /// Tokens to generate.
+    #[arg(long, value_name = "N", default_value_t = 128)]
+    pub(crate) generate_tokens: usize,
+    /// Measured runs; their median is reported.
+    #[arg(long, value_name = "N", default_value_t = 3)]
+    pub(crate) repeats: usize,
+    #[command(flatten)]
+    pub(crate) run: RunArgs,
+    #[command(flatten)]
+    pub(crate) state: StateArgs,
+}
+
+#[derive(Debug, Args)]
+pub(crate) struct InspectCommand {
+    /// Model file, or id of a stored model.
+    pub(crate) model: String,
+    #[command(flatten)]
+    pub(crate) state: StateArgs,
+}
+
+#[derive(Debug, Args)]
+pub(crate) struct DoctorCommand {
+    /// A model to plan for.
+    #[arg(long, value_name = "MODEL")]
+    pub(crate) model: Option<String>,
+    #[command(flatten)]
+    pub(crate) run: RunArgs,
+    #[command(flatten)]
+    pub(crate) state: StateArgs,
+    #[command(flatten)]
+    pub(crate) listen: ListenArgs,
+}
+
+#[derive(Debug, Args)]
+pub(crate) struct ModelsCommand {
+    #[command(subcommand)]
+    pub(crate) command: ModelsAction,
+    #[command(flatten)]
+    pub(crate) state: StateArgs,
+}
+
+#[derive(Debug, Subcommand)]
+pub(crate) enum ModelsAction {
+    /// List the pruned models.
+    List,
+    /// Compare every file with its digest.
+    Verify {
+        /// Ids, or beginnings of ids; all models when absent.
+        ids: Vec<String>,
+    },
+    /// Remove pruned models.
+    Remove {
+        /// Ids, or beginnings of ids.
+        #[arg(required = true)]
+        ids: Vec<String>,
+    },
+}
+
+#[derive(Debug, Args)]
+pub(crate) struct ConfigCommand {
+    #[command(subcommand)]
+    pub(crate) command: ConfigAction,
+}
+
+#[derive(Debug, Subcommand)]
+pub(crate) enum ConfigAction {
+    /// Show every setting.
+    Show {
+        /// Say where each one comes from.
+        #[arg(long)]
+        origin: bool,
+        #[command(flatten)]
+        args: Box<ServeArgs>,
+    },
+}
+
+#[derive(Debug, Args)]
+pub(crate) struct CompletionsCommand {
+    /// The shell.
+    pub(crate) shell: clap_complete::Shell,
+}
+
+impl Command {
+    /// The flags that are settings.
+    pub(crate) fn layers(&self) -> ArgLayers {
+        match self {
+            Self::Serve(args) => args.layers(),
+            Self::Plan(c) => vec![layer(&c.plan), layer(&c.run), layer(&c.state)],
+            Self::Prune(c) => vec![layer(&c.plan), layer(&c.method), layer(&c.run), layer(&c.state)],
+            Self::Eval(c) => vec![layer(&c.run), layer(&c.state)],
+            Self::Generate(c) => vec![layer(&c.run), layer(&c.state)],
+            Self::Bench(c) => vec![layer(&c.run), layer(&c.state)],
+            Self::Inspect(c) => vec![layer(&c.state)],
+            Self::Doctor(c) => vec![layer(&c.run), layer(&c.state), layer(&c.listen)],
+            Self::Models(c) => vec![layer(&c.state)],
+            Self::Config(ConfigCommand { command: ConfigAction::Show { args, .. } }) => args.layers(),
+            Self::Completions(_) => Vec::new(),
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use clap::CommandFactory;
+
+    #[test]
+    fn the_command_line_is_consistent() {
+        Cli::command().debug_assert();
+    }
+
+    #[test]
+    fn only_given_flags_become_a_layer() {
+        let cli = Cli::try_parse_from(["secateur", "plan", "m.gguf", "--memory-budget", "1GiB"]).unwrap();
+        let layers = cli.command.layers();
+        let given: Vec<_> = layers.iter().filter(|layer| !layer.as_object().unwrap().is_empty()).collect();
+        assert_eq!(given, [&serde_json::json!({ "memory_budget": "1GiB" })]);
+    }
+}

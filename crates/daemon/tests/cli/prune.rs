@@ -1,0 +1,112 @@
+//! Pruning into a file: what comes out, and that a killed job goes on where it was.
+
+use crate::support::{Home, last_object, signal, str_of};
+use rustix::process::Signal;
+use serde_json::Value;
+use std::fs;
+use std::io::{BufRead, BufReader};
+
+const TOKENS: &str = "4096";
+
+fn prune_args<'a>(home: &'a Home, out: &'a str, extra: &[&'a str]) -> Vec<&'a str> {
+    let mut args = vec!["prune", str_of(&home.model), "-o", out, "--ratio", "0.25", "--json"];
+    args.extend(["--calibration-tokens", TOKENS, "--memory-budget", "512MiB"]);
+    args.extend(extra);
+    args
+}
+
+#[test]
+fn a_pruned_file_is_what_its_report_says() {
+    let home = Home::with_slow_model();
+    let report = home.json(&prune_args(&home, "out.gguf", &[]));
+    let out = home.path("out.gguf");
+    let bytes = fs::read(&out).unwrap();
+    assert_eq!(report["output_digest"], blake3::hash(&bytes).to_hex().as_str());
+    assert_eq!(report["bytes_after"], bytes.len());
+    assert!(report["bytes_after"].as_u64() < report["bytes_before"].as_u64());
+    let number = |key: &str| report[key].as_f64().unwrap_or_else(|| panic!("{key} in {report}"));
+    assert!((number("ratio_reached") - 0.25).abs() < 0.05, "{report}");
+    assert!(number("rss_peak_bytes") <= number("budget_bytes"));
+    assert!(0.0 < number("held_out_loss_before") && 0.0 < number("held_out_loss_after"));
+    assert_eq!(report["widths"].as_array().unwrap().len(), 6);
+    assert_eq!(report["resumed"], false);
+    let params = |key: &str| report[key].as_u64().unwrap();
+    let inspect = home.json(&["inspect", str_of(&out), "--json"]);
+    assert_eq!(inspect["layer_params"], params("params_after"));
+    assert!(!home.path("out.gguf.secateur-job").exists(), "the work folder is gone");
+    // The same inputs give the same bytes, whatever the number of threads; another policy gives others.
+    let again = home.json(&prune_args(&home, "again.gguf", &["--threads", "1"]));
+    assert_eq!(again["output_digest"], report["output_digest"]);
+    let other = home.json(&prune_args(&home, "other.gguf", &["--policy", "compatible"]));
+    assert_ne!(other["output_digest"], report["output_digest"]);
+    let inspect = home.json(&["inspect", str_of(&home.path("other.gguf")), "--json"]);
+    assert_eq!(inspect["uniform"], true);
+}
+
+#[test]
+fn a_model_that_fits_is_left_as_it_is() {
+    let home = Home::new();
+    let args = ["prune", str_of(&home.model), "-o", "same.gguf", "--memory-budget", "1GiB", "--json"];
+    let report = home.json(&args);
+    assert_eq!(report["ratio_reached"], 0.0);
+    assert!(report["notes"].to_string().contains("fits as it is"));
+    let generate = |model: &str| home.json(&["generate", model, "--prompt", "a", "--json"])["tokens"].clone();
+    assert_eq!(generate("same.gguf"), generate(str_of(&home.model)));
+}
+
+/// Starts a job, waits for its nth line of progress and stops it by a signal; true when it ended before.
+fn stop_at_line(home: &Home, n_line: usize, by: Signal) -> Option<i32> {
+    let mut child = home.command(&prune_args(home, "out.gguf", &[])).spawn().unwrap();
+    let lines = BufReader::new(child.stderr.take().unwrap()).lines();
+    let _ = lines.take(n_line).count();
+    signal(&child, by);
+    child.wait().unwrap().code()
+}
+
+#[test]
+fn a_killed_job_goes_on_and_ends_with_the_same_bytes() {
+    let home = Home::with_slow_model();
+    let want = home.json(&prune_args(&home, "whole.gguf", &[]))["output_digest"].clone();
+    let mut n_killed = 0;
+    for n_line in [1, 2, 4, 6, 7, 8, 9, 10, 11, 12] {
+        n_killed += usize::from(stop_at_line(&home, n_line, Signal::KILL).is_none());
+        let old = home.path("out.gguf").exists();
+        assert!(!old, "nothing half-done under the result's name");
+    }
+    assert!(3 <= n_killed, "only {n_killed} jobs were killed at work");
+    let report = home.json(&prune_args(&home, "out.gguf", &[]));
+    assert_eq!(report["output_digest"], want);
+    assert_eq!(report["resumed"], Value::from(true));
+    assert!(!home.path("out.gguf.secateur-job").exists());
+}
+
+#[test]
+fn sigint_stops_a_job_with_a_word_on_how_to_go_on() {
+    let home = Home::with_slow_model();
+    let mut command = home.command(&prune_args(&home, "out.gguf", &["--calibration-tokens", "16384"]));
+    let mut child = command.spawn().unwrap();
+    let mut stderr = BufReader::new(child.stderr.take().unwrap());
+    let mut line = String::new();
+    stderr.read_line(&mut line).unwrap();
+    signal(&child, Signal::INT);
+    let output = child.wait_with_output().unwrap();
+    assert_eq!(output.status.code(), Some(130), "{line}");
+    assert!(last_object(&output)["error"].as_str().unwrap().contains("last whole layer"));
+    assert!(home.path("out.gguf.secateur-job").exists());
+}
+
+#[test]
+fn two_jobs_do_not_share_a_work_folder() {
+    let home = Home::with_slow_model();
+    let mut first = home.command(&prune_args(&home, "out.gguf", &[])).spawn().unwrap();
+    let mut stderr = BufReader::new(first.stderr.take().unwrap());
+    stderr.read_line(&mut String::new()).unwrap();
+    let second = home.run(&prune_args(&home, "out.gguf", &[]));
+    // Either the first one still works, or it is done and the second one did it again.
+    match second.status.code() {
+        Some(75) => assert!(String::from_utf8_lossy(&second.stderr).contains("in use")),
+        code => assert_eq!(code, Some(0)),
+    }
+    drop(stderr);
+    first.wait().unwrap();
+}

@@ -1,0 +1,210 @@
+//! `secateur serve` over its life: start, readiness, pruning, requests, signals, systemd.
+
+use crate::support::{Home, Server, post_text, str_of};
+use rustix::process::Signal;
+use serde_json::{Value, json};
+use std::fs;
+use std::io::{BufRead, BufReader, Read, Write};
+use std::os::unix::net::UnixDatagram;
+use std::time::{Duration, Instant};
+
+fn chat(max_tokens: usize, stream: bool) -> Value {
+    json!({
+        "messages": [{ "role": "user", "content": "Hello" }],
+        "max_tokens": max_tokens, "temperature": 0, "stream": stream,
+    })
+}
+
+/// A budget with which the tiny model must be pruned, if only a little.
+fn tight_budget(home: &Home) -> String {
+    let plan = home.json(&["plan", str_of(&home.model), "--json"]);
+    let needed = plan["footprint"]["total_bytes"].as_u64().unwrap();
+    (needed - 20_000).to_string()
+}
+
+#[test]
+fn it_answers_at_once_and_chats_when_ready() {
+    let home = Home::new();
+    let mut server = Server::start(&home, &["--model", str_of(&home.model)]);
+    assert_eq!(server.get("/livez").status, 200);
+    server.ready();
+    assert_eq!(server.get("/readyz").status, 200);
+    let answer = server.post("/v1/chat/completions", &chat(5, false));
+    assert_eq!(answer.status, 200, "{answer:?}");
+    let text = answer.json()["choices"][0]["message"]["content"].as_str().unwrap().to_owned();
+    let stream = server.post("/v1/chat/completions", &chat(5, true));
+    let mut streamed = String::new();
+    let data = stream.body.lines().filter_map(|line| line.strip_prefix("data: "));
+    for line in data.filter(|line| *line != "[DONE]") {
+        let chunk: Value = serde_json::from_str(line).unwrap();
+        streamed += chunk["choices"][0]["delta"]["content"].as_str().unwrap_or_default();
+    }
+    assert_eq!(streamed, text);
+    assert!(stream.body.contains("data: [DONE]"));
+    let status = server.get("/api/v1/status").json();
+    assert_eq!(status["readiness"]["state"], "ready");
+    let id = status["model"]["model"]["id"].as_str().unwrap();
+    assert_eq!(server.get("/api/v1/models").status, 200);
+    assert_eq!(server.delete(&format!("/api/v1/models/{id}")).status, 409, "the user's file stays");
+    assert!(server.get("/metrics").body.contains("secateur"));
+    server.signal(Signal::TERM);
+    let (status, log) = server.wait();
+    assert_eq!(status.code(), Some(0), "{log}");
+    assert!(!log.contains("Hello") && !log.contains(&text), "no text of requests in the log");
+}
+
+#[test]
+fn it_prunes_to_the_budget_once_and_restarts_with_the_stored_model() {
+    let home = Home::new();
+    let budget = tight_budget(&home);
+    let args = [
+        "--model",
+        str_of(&home.model),
+        "--memory-budget",
+        &budget,
+        "--state-dir",
+        "state",
+        "--calibration-tokens",
+        "1024",
+    ];
+    let mut server = Server::start(&home, &args);
+    server.ready();
+    assert!(server.log_so_far().contains("pruning"), "{}", server.log_so_far());
+    let jobs = server.get("/api/v1/jobs").json();
+    let job = jobs.as_array().or(jobs["jobs"].as_array()).unwrap()[0].clone();
+    assert_eq!(job["state"], "succeeded", "{job}");
+    let id = job["model"].as_str().unwrap().to_owned();
+    assert_eq!(server.post("/v1/chat/completions", &chat(3, false)).status, 200);
+    // The store is in use, and says so to others.
+    let busy = home.run(&["models", "remove", &id[..12], "--state-dir", "state"]);
+    assert_eq!(busy.status.code(), Some(75), "{}", String::from_utf8_lossy(&busy.stderr));
+    server.signal(Signal::TERM);
+    assert_eq!(server.wait().0.code(), Some(0));
+
+    let mut server = Server::start(&home, &args);
+    server.ready();
+    assert!(server.log_so_far().contains("pruned before"), "{}", server.log_so_far());
+    assert_eq!(server.get("/api/v1/status").json()["model"]["model"]["id"], id.as_str());
+    drop(server);
+
+    let list = home.json(&["models", "list", "--state-dir", "state", "--json"]);
+    assert_eq!(list["models"][0]["id"], id.as_str());
+    let verify = home.json(&["models", "verify", "--state-dir", "state", "--json"]);
+    assert_eq!(verify["whole"], json!([id]));
+    // A byte that is not what it was is found.
+    let file = home.path("state/models").join(&id).join("model.gguf");
+    let mut bytes = fs::read(&file).unwrap();
+    *bytes.last_mut().unwrap() ^= 1;
+    fs::write(&file, bytes).unwrap();
+    let verify = home.run(&["models", "verify", "--state-dir", "state"]);
+    assert_eq!(verify.status.code(), Some(65));
+    home.json(&["models", "remove", &id[..12], "--state-dir", "state", "--json"]);
+    assert_eq!(home.json(&["models", "list", "--state-dir", "state", "--json"])["models"], json!([]));
+}
+
+#[test]
+fn a_stored_model_is_served_by_its_id_and_without_a_model_there_is_none() {
+    let home = Home::new();
+    let mut server = Server::start(&home, &["--state-dir", "state"]);
+    server.wait_for("no model");
+    assert_eq!(server.get("/livez").status, 200);
+    assert_eq!(server.get("/readyz").status, 503);
+    assert_eq!(server.post("/v1/chat/completions", &chat(1, false)).status, 503);
+    server.signal(Signal::TERM);
+    assert_eq!(server.wait().0.code(), Some(0));
+
+    let mut server = Server::start(&home, &["--model", str_of(&home.model), "--state-dir", "state"]);
+    server.ready();
+    let prune = json!({ "ratio": 0.25, "calibration_tokens": 1024, "activate": true });
+    let accepted = server.post("/api/v1/prune", &prune);
+    assert_eq!(accepted.status, 202, "{accepted:?}");
+    server.ready();
+    let id = server.get("/api/v1/status").json()["model"]["model"]["id"].as_str().unwrap().to_owned();
+    drop(server);
+
+    for args in [vec!["--state-dir", "state"], vec!["--state-dir", "state", "--model", &id[..10]]] {
+        let mut server = Server::start(&home, &args);
+        server.ready();
+        assert_eq!(server.get("/api/v1/status").json()["model"]["model"]["id"], id.as_str(), "{args:?}");
+    }
+}
+
+#[test]
+fn sigterm_lets_streams_finish_and_ends_in_time() {
+    let home = Home::new();
+    let mut server = Server::start(&home, &["--model", str_of(&home.model), "--drain-s", "5"]);
+    server.ready();
+    let mut streams: Vec<_> = (0..8)
+        .map(|_| {
+            let mut stream = server.connect();
+            stream.write_all(post_text("/v1/chat/completions", &chat(200, true)).as_bytes()).unwrap();
+            BufReader::new(stream)
+        })
+        .collect();
+    let mut line = String::new();
+    streams[0].read_line(&mut line).unwrap();
+    assert!(line.contains("200"), "{line}");
+    let started = Instant::now();
+    server.signal(Signal::TERM);
+    let (status, log) = server.wait();
+    assert_eq!(status.code(), Some(0), "{log}");
+    assert!(started.elapsed() < Duration::from_secs(10));
+    // The first stream was at work: it has a proper end.
+    let mut rest = String::new();
+    streams[0].read_to_string(&mut rest).unwrap();
+    assert!(rest.contains("[DONE]") || rest.contains("\"error\""), "{rest}");
+}
+
+#[test]
+fn a_second_signal_ends_at_once() {
+    let home = Home::with_slow_model();
+    let mut server = Server::start(&home, &["--model", str_of(&home.model), "--drain-s", "600"]);
+    server.ready();
+    // A connection that sends half a request keeps the drain waiting.
+    let mut stream = server.connect();
+    stream
+        .write_all(b"POST /v1/chat/completions HTTP/1.1\r\nHost: localhost\r\nContent-Length: 9\r\n\r\n{")
+        .unwrap();
+    assert_eq!(server.get("/livez").status, 200);
+    server.signal(Signal::TERM);
+    server.wait_for("stopping");
+    server.signal(Signal::TERM);
+    let started = Instant::now();
+    let (status, log) = server.wait();
+    assert!(started.elapsed() < Duration::from_secs(5));
+    assert!(matches!(status.code(), Some(0 | 69)), "{status:?} {log}");
+}
+
+#[test]
+fn systemd_is_told_about_ready_status_watchdog_and_stopping() {
+    let home = Home::new();
+    let path = home.path("notify");
+    let socket = UnixDatagram::bind(&path).unwrap();
+    let mut command = home.command(&["serve", "--port", "0", "--json", "--model", str_of(&home.model)]);
+    command.env("NOTIFY_SOCKET", &path).env("WATCHDOG_USEC", "300000");
+    let server = Server::spawn(command);
+    let mut seen = Vec::new();
+    let mut wait_for = |want: &str| {
+        let mut buffer = [0; 4096];
+        while !seen.iter().any(|message: &String| message.contains(want)) {
+            let n = socket.recv(&mut buffer).unwrap();
+            seen.push(String::from_utf8_lossy(&buffer[..n]).into_owned());
+        }
+    };
+    wait_for("READY=1");
+    wait_for("STATUS=serving");
+    wait_for("WATCHDOG=1");
+    server.signal(Signal::TERM);
+    wait_for("STOPPING=1");
+    assert_eq!(server.wait().0.code(), Some(0));
+}
+
+#[test]
+fn a_taken_port_is_named() {
+    let home = Home::new();
+    let server = Server::start(&home, &["--model", str_of(&home.model)]);
+    let port = server.address.rsplit(':').next().unwrap();
+    let output = home.run(&["serve", "--port", port, "--model", str_of(&home.model)]);
+    assert_eq!(output.status.code(), Some(69));
+    assert!(String::from_utf8_lossy(&output.stderr).contains("--port"));
+}

@@ -1,0 +1,198 @@
+//! From what users write to what the planner decides.
+
+use crate::ServiceError;
+use crate::api::{LimitView, MemoryView, PlanView};
+use crate::convert::{data_error, invalid};
+use secateur_memory::{MemoryBudget, MemoryStatus, PlanRequest, ProbeRoot, ResolvedBudget, WeightsSummary};
+use secateur_model::{KvDType, PlanPolicy, PrunePlan, PruneRatio, WeightSource};
+use secateur_model_file::ModelFile;
+use secateur_tensor::DType;
+
+/// A memory budget and the device it was resolved on.
+#[derive(Clone, Debug)]
+pub struct Budget {
+    /// As written.
+    pub budget: MemoryBudget,
+    /// In bytes.
+    pub resolved: ResolvedBudget,
+    /// The device.
+    pub status: MemoryStatus,
+}
+
+impl Budget {
+    /// Reads a budget (`auto`, `128MiB`, `70%`) and asks the device what it means.
+    /// # Errors
+    /// [`ServiceError::Invalid`] when it is none of these.
+    pub fn resolve(text: &str) -> Result<Self, ServiceError> {
+        let budget: MemoryBudget = text.parse()?;
+        let status = secateur_memory::probe(&ProbeRoot::host())?;
+        let resolved = budget.resolve(&status);
+        Ok(Self { budget, resolved, status })
+    }
+
+    /// The budget in bytes.
+    #[must_use]
+    pub fn bytes(&self) -> u64 {
+        self.resolved.budget_bytes
+    }
+
+    /// What the device can give and what we allow ourselves.
+    #[must_use]
+    pub fn view(&self) -> MemoryView {
+        let status = &self.status;
+        let pressure = status.pressure.first().map(|pressure| pressure.some.avg10);
+        MemoryView {
+            total_bytes: status.total_bytes,
+            available_bytes: status.available_bytes,
+            budget_bytes: self.resolved.budget_bytes,
+            budget: self.budget.to_string(),
+            rss_bytes: status.process.rss_bytes,
+            rss_peak_bytes: status.process.rss_peak_bytes.unwrap_or(status.process.rss_bytes),
+            limits: status
+                .limits
+                .iter()
+                .map(|limit| LimitView {
+                    source: limit.source.clone(),
+                    available_bytes: limit.available_bytes,
+                })
+                .collect(),
+            pressure_some_avg10: pressure,
+        }
+    }
+}
+
+/// Resident memory of this process and its peak; zeros where the system does not tell.
+#[must_use]
+pub fn resident_bytes() -> (u64, u64) {
+    match secateur_memory::process_memory() {
+        Ok(process) => (process.rss_bytes, process.rss_peak_bytes.unwrap_or(process.rss_bytes)),
+        Err(_) => (0, 0),
+    }
+}
+
+/// What is asked of a plan, in the users' words.
+#[derive(Clone, Debug, Default, PartialEq)]
+pub struct PlanSettings {
+    /// Share to remove, whatever the budget.
+    pub ratio: Option<f64>,
+    /// Context to plan for.
+    pub context_len: Option<usize>,
+    /// `quality` or `compatible`.
+    pub policy: Option<String>,
+    /// `keep` or a dtype that can be written.
+    pub dtype: Option<String>,
+    /// `f16` or `f32`.
+    pub kv_dtype: Option<String>,
+}
+
+impl PlanSettings {
+    /// The planner's words for these.
+    /// # Errors
+    /// [`ServiceError::Invalid`] naming the setting and what is allowed.
+    pub fn request(&self) -> Result<PlanRequest, ServiceError> {
+        let policy = self.policy.as_deref().map(|name| {
+            let unknown =
+                || invalid("policy", format!("`{name}` is not known, allowed are quality, compatible"));
+            PlanPolicy::from_name(name).ok_or_else(unknown)
+        });
+        let kv_dtype = self.kv_dtype.as_deref().map(|name| {
+            let unknown = || invalid("kv_dtype", format!("`{name}` is not known, allowed are f16, f32"));
+            KvDType::from_name(name).ok_or_else(unknown)
+        });
+        Ok(PlanRequest {
+            context_len: self.context_len,
+            policy: policy.transpose()?.unwrap_or_default(),
+            dtype: parse_dtype(self.dtype.as_deref())?,
+            kv_dtype: kv_dtype.transpose()?.unwrap_or_default(),
+            ..PlanRequest::default()
+        })
+    }
+
+    /// The share to remove, checked.
+    /// # Errors
+    /// [`ServiceError::Invalid`] outside `0.0..1.0`.
+    pub fn prune_ratio(&self) -> Result<Option<PruneRatio>, ServiceError> {
+        let ratio = self.ratio.map(|ratio| {
+            let wrong =
+                |_| invalid("ratio", format!("{ratio} is not a share: give a number from 0 to below 1"));
+            PruneRatio::new(ratio).map_err(wrong)
+        });
+        ratio.transpose()
+    }
+}
+
+/// `None` for `keep`.
+fn parse_dtype(name: Option<&str>) -> Result<Option<DType>, ServiceError> {
+    let Some(name) = name.filter(|name| !name.eq_ignore_ascii_case("keep")) else { return Ok(None) };
+    let allowed = "allowed are keep, f32, f16, bf16, q8_0, q4_0, q4_1";
+    let unknown = || invalid("dtype", format!("`{name}` is not known, {allowed}"));
+    DType::from_name(name).map(Some).ok_or_else(unknown)
+}
+
+/// A plan for a model file, by ratio when there is one and else by budget.
+/// # Errors
+/// [`ServiceError::Refused`] when nothing fits; [`ServiceError::Invalid`].
+pub(crate) fn plan_file(
+    file: &ModelFile,
+    budget_bytes: u64,
+    settings: &PlanSettings,
+) -> Result<PrunePlan, ServiceError> {
+    let request = settings.request()?;
+    let summary = summarize(file)?;
+    let config = file.config();
+    let plan = match settings.prune_ratio()? {
+        Some(ratio) => secateur_memory::plan_ratio(config, &summary, ratio, &request)?,
+        None => secateur_memory::plan(config, &summary, budget_bytes, &request)?,
+    };
+    Ok(plan)
+}
+
+/// How the weights of a file are stored.
+pub(crate) fn summarize(file: &ModelFile) -> Result<WeightsSummary, ServiceError> {
+    WeightsSummary::from_source(file, file.file_bytes()).map_err(|error| data_error(file.path(), &error))
+}
+
+/// Mirrors a plan; the budget belongs to it only when it decided.
+#[must_use]
+pub(crate) fn plan_view(plan: &PrunePlan, budget_bytes: u64, settings: &PlanSettings) -> PlanView {
+    PlanView::new(plan, settings.ratio.is_none().then_some(budget_bytes))
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn wrong_settings_are_named_with_what_is_allowed() {
+        let base = PlanSettings::default;
+        let text = |text: &str| Some(text.to_owned());
+        let cases = [
+            (PlanSettings { policy: text("fast"), ..base() }, "policy", "compatible"),
+            (PlanSettings { dtype: text("int3"), ..base() }, "dtype", "q4_0"),
+            (PlanSettings { kv_dtype: text("q8"), ..base() }, "kv_dtype", "f16"),
+            (PlanSettings { ratio: Some(1.0), ..base() }, "ratio", "below 1"),
+            (PlanSettings { ratio: Some(f64::NAN), ..base() }, "ratio", "below 1"),
+        ];
+        for (settings, want_param, want) in cases {
+            let result = settings.request().and_then(|_| settings.prune_ratio());
+            let Err(ServiceError::Invalid { param, message }) = result else { panic!("{settings:?}") };
+            assert_eq!(param, want_param);
+            assert!(message.contains(want), "{message}");
+        }
+        let keep = PlanSettings { dtype: text("keep"), policy: text("compatible"), ..base() };
+        let request = keep.request().unwrap();
+        assert_eq!((request.dtype, request.policy), (None, PlanPolicy::Compatible));
+    }
+
+    #[test]
+    fn budgets_resolve_on_this_machine() {
+        let budget = Budget::resolve("64MiB").unwrap();
+        assert_eq!(budget.bytes(), 64 << 20);
+        let view = budget.view();
+        assert!(0 < view.rss_bytes && view.rss_bytes <= view.rss_peak_bytes);
+        assert!(view.available_bytes <= view.total_bytes);
+        assert!(
+            matches!(Budget::resolve("many"), Err(ServiceError::Invalid { param, .. }) if param == "memory_budget")
+        );
+    }
+}

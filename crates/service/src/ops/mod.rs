@@ -1,0 +1,25 @@
+//! What the command line does without a running service: plain functions that end when the work is done.
+//!
+//! Each returns a report that is shown as text or as one JSON object. Memory: every function that runs a model
+//! keeps the whole process within the budget it is given, or says which budget would do.
+
+mod bench;
+mod doctor;
+mod eval;
+mod generate;
+mod inspect;
+mod models;
+mod prune;
+mod run;
+mod tasks;
+
+pub use bench::{BenchReport, BenchRequest, Spread, bench};
+pub use doctor::{DoctorReport, DoctorRequest, Finding, Level, doctor};
+pub use eval::{DEFAULT_SEQ_LEN, EvalProgress, EvalReport, EvalRequest, eval_text};
+pub use generate::{DEFAULT_MAX_TOKENS, GenerateOptions, GenerateReport, PromptKind, generate};
+pub use inspect::{DTypeCount, InspectReport, inspect};
+pub use models::{DamagedModel, ModelsReport, VerifyReport, list_models, remove_models, verify_models};
+pub use prune::{PlanReport, PruneFileReport, PruneFileRequest, plan, prune_to_file};
+pub use run::RunOptions;
+pub(crate) use run::{build_engine, threads};
+pub use tasks::{TasksReport, TasksRequest, eval_tasks};

@@ -1,0 +1,39 @@
+//! Settings of a service.
+
+use crate::pruning::PruneSettings;
+use std::path::PathBuf;
+
+/// Requests that may wait when nobody says otherwise.
+pub const DEFAULT_QUEUE_LEN: usize = 16;
+
+/// Settings of a service.
+#[derive(Clone, Debug)]
+pub struct ServiceOptions {
+    /// Folder of the store and of jobs at work.
+    pub state_dir: PathBuf,
+    /// The model to serve: a file, or an id of the store. The newest entry of the store when absent.
+    pub model: Option<String>,
+    /// `auto`, a size or a percentage: the bound on the whole process.
+    pub memory_budget: String,
+    /// Threads that compute; what the device allows when absent.
+    pub n_threads: Option<usize>,
+    /// Requests that may wait.
+    pub queue_len: usize,
+    /// How to prune when the model does not fit; `plan.context_len` is the context that is served.
+    pub prune: PruneSettings,
+}
+
+impl ServiceOptions {
+    /// The defaults, with state in `state_dir`.
+    #[must_use]
+    pub fn new(state_dir: PathBuf) -> Self {
+        Self {
+            state_dir,
+            model: None,
+            memory_budget: "auto".to_owned(),
+            n_threads: None,
+            queue_len: DEFAULT_QUEUE_LEN,
+            prune: PruneSettings::default(),
+        }
+    }
+}

@@ -1,0 +1,254 @@
+//! A prune job from plan to file: what the command line and the jobs of the service have in common.
+
+use crate::ServiceError;
+use crate::api::ProgressView;
+use crate::budget::{PlanSettings, plan_file, resident_bytes};
+use crate::calibration::Calibration;
+use crate::convert::io_error;
+use crate::opened::OpenModel;
+use rustix::fs::{FlockOperation, flock};
+use secateur_model::PrunePlan;
+use secateur_model_file::{WriteOptions, Written, write_gguf};
+pub use secateur_prune::DEFAULT_METHOD;
+use secateur_prune::{Progress, PruneOutcome, PruneRequest, discard_work, prune};
+use std::fs::{self, File};
+use std::path::{Path, PathBuf};
+use std::sync::atomic::AtomicBool;
+
+/// Changes when the same inputs would give other bytes, so that older results are not taken for new ones.
+const KEY_VERSION: u32 = 1;
+/// Keeps two processes from working in one folder.
+const LOCK_FILE: &str = "lock";
+
+/// How to prune.
+#[derive(Clone, Debug, PartialEq)]
+pub struct PruneSettings {
+    /// What to cut.
+    pub plan: PlanSettings,
+    /// By which method.
+    pub method: String,
+    /// Seed of whatever is random.
+    pub seed: u64,
+    /// The calibration text.
+    pub calibration: Calibration,
+}
+
+impl Default for PruneSettings {
+    fn default() -> Self {
+        Self {
+            plan: PlanSettings::default(),
+            method: DEFAULT_METHOD.to_owned(),
+            seed: 0,
+            calibration: Calibration::default(),
+        }
+    }
+}
+
+/// A job whose plan is made.
+pub(crate) struct Prepared {
+    pub(crate) model: OpenModel,
+    pub(crate) settings: PruneSettings,
+    pub(crate) plan: PrunePlan,
+    pub(crate) source_digest: String,
+    pub(crate) calibration_digest: String,
+    pub(crate) fit_tokens: usize,
+    /// The budget the plan was made for.
+    pub(crate) budget_bytes: u64,
+}
+
+impl Prepared {
+    /// Plans the job and digests its inputs.
+    /// # Errors
+    /// [`ServiceError::Refused`], [`ServiceError::Invalid`], [`ServiceError::Io`].
+    pub(crate) fn new(
+        model: OpenModel,
+        settings: PruneSettings,
+        budget_bytes: u64,
+    ) -> Result<Self, ServiceError> {
+        check_method(&settings.method)?;
+        let plan = plan_file(model.file(), budget_bytes, &settings.plan)?;
+        let digest = model.file().digest();
+        let source_digest =
+            digest.map_err(|error| crate::convert::data_error(model.file().path(), &error))?;
+        let calibration_digest = settings.calibration.digest()?;
+        let fit_tokens = settings.calibration.fit_tokens()?;
+        Ok(Self { model, settings, plan, source_digest, calibration_digest, fit_tokens, budget_bytes })
+    }
+
+    /// Digest of everything that influences the bytes of the result.
+    pub(crate) fn key(&self) -> String {
+        let plan = &self.plan;
+        let text = format!(
+            "{KEY_VERSION}\n{}\n{}\n{}\n{}\n{}\n{}\n{}\n{:?}\n{:?}\n{:?}\n",
+            self.source_digest,
+            self.calibration_digest,
+            self.fit_tokens,
+            self.settings.method,
+            self.settings.seed,
+            plan.ratio.get(),
+            plan.policy.name(),
+            plan.dtype,
+            plan.layers_to_remove,
+            plan.layers,
+        );
+        blake3::hash(text.as_bytes()).to_hex().to_string()
+    }
+
+    fn request(&self, run: &Run<'_>) -> Result<PruneRequest, ServiceError> {
+        Ok(PruneRequest {
+            source: self.model.source(),
+            source_digest: self.source_digest.clone(),
+            calibration_tokens: self.settings.calibration.load(self.model.tokenizer())?,
+            fit_tokens: self.fit_tokens,
+            calibration_digest: self.calibration_digest.clone(),
+            method: self.settings.method.clone(),
+            ratio: self.plan.ratio,
+            policy: self.plan.policy,
+            dtype: self.plan.dtype,
+            seed: self.settings.seed,
+            budget_bytes: Some(run.budget_bytes),
+            work_dir: run.work_dir.to_owned(),
+            n_threads: run.n_threads,
+        })
+    }
+
+    /// Writes the result of a job; equal inputs give equal bytes.
+    /// # Errors
+    /// [`ServiceError::Io`] and what a weight's reading says.
+    pub(crate) fn write(&self, outcome: &PruneOutcome, path: &Path) -> Result<Written, ServiceError> {
+        let options = WriteOptions { dtype: self.plan.dtype, ..WriteOptions::default() };
+        let metadata = self.model.file().metadata();
+        write_gguf(path, metadata, outcome.source.as_ref(), &options)
+            .map_err(|error| write_error(path, error))
+    }
+}
+
+pub(crate) fn check_method(name: &str) -> Result<(), ServiceError> {
+    let known = secateur_prune::method_names();
+    if known.contains(&name) {
+        return Ok(());
+    }
+    let message = format!("`{name}` is not known, allowed are {}", known.join(", "));
+    Err(crate::convert::invalid("method", message))
+}
+
+/// Where and how a prepared job runs.
+pub(crate) struct Run<'a> {
+    /// Folder for spill files and checkpoints.
+    pub(crate) work_dir: &'a Path,
+    /// Bound on the peak of the whole process.
+    pub(crate) budget_bytes: u64,
+    pub(crate) n_threads: usize,
+    /// Takes the reports.
+    pub(crate) progress: &'a mut dyn FnMut(ProgressView),
+    /// Turns true to stop.
+    pub(crate) cancel: &'a AtomicBool,
+}
+
+/// A result whose layers still lie in the work folder.
+pub(crate) struct Finished {
+    pub(crate) outcome: PruneOutcome,
+    request: PruneRequest,
+    _lock: WorkLock,
+}
+
+impl Finished {
+    /// Removes the work folder: the result has been stored.
+    /// # Errors
+    /// [`ServiceError::Io`].
+    pub(crate) fn discard_work(self) -> Result<(), ServiceError> {
+        let Self { outcome, request, _lock } = self;
+        drop(outcome);
+        let _ = fs::remove_file(request.work_dir.join(LOCK_FILE));
+        Ok(discard_work(&request)?)
+    }
+}
+
+/// Runs a prepared job, taking up what an earlier run left in the work folder.
+/// # Errors
+/// [`ServiceError::Cancelled`]; [`ServiceError::Conflict`] when another process works in the folder; what the
+/// pruner says. What was done stays in the work folder.
+pub(crate) fn run(prepared: &Prepared, run: Run<'_>) -> Result<Finished, ServiceError> {
+    let lock = WorkLock::take(run.work_dir)?;
+    let request = prepared.request(&run)?;
+    let Run { progress, cancel, .. } = run;
+    let mut report = |progress_now: Progress| progress(progress_view(&progress_now));
+    let outcome = prune(&request, &mut report, cancel)?;
+    Ok(Finished { outcome, request, _lock: lock })
+}
+
+fn progress_view(progress: &Progress) -> ProgressView {
+    let (rss_bytes, rss_peak_bytes) = resident_bytes();
+    ProgressView {
+        stage: progress.stage.name().to_owned(),
+        layer_idx: progress.layer_idx,
+        n_layers: progress.n_layers,
+        done: progress.done,
+        eta_s: progress.eta_seconds,
+        rss_bytes,
+        rss_peak_bytes,
+        loss: progress.held_out_error,
+    }
+}
+
+/// Holds a work folder for this process; the system lets go of it when the process dies.
+struct WorkLock {
+    _file: File,
+}
+
+impl WorkLock {
+    fn take(work_dir: &Path) -> Result<Self, ServiceError> {
+        fs::create_dir_all(work_dir).map_err(|error| io_error(work_dir, error))?;
+        let path = work_dir.join(LOCK_FILE);
+        let file = File::create(&path).map_err(|error| io_error(&path, error))?;
+        if flock(&file, FlockOperation::NonBlockingLockExclusive).is_err() {
+            let message =
+                format!("{} is in use by another prune job; wait for it to end", work_dir.display());
+            return Err(ServiceError::Conflict { message });
+        }
+        Ok(Self { _file: file })
+    }
+}
+
+/// The work folder of a job that writes to `out`.
+#[must_use]
+pub(crate) fn work_dir_beside(out: &Path) -> PathBuf {
+    let mut name = out.file_name().unwrap_or_default().to_owned();
+    name.push(".secateur-job");
+    out.with_file_name(name)
+}
+
+pub(crate) fn write_error(path: &Path, error: secateur_model_file::WriteError) -> ServiceError {
+    use secateur_model_file::WriteError;
+    use std::io::{Error, ErrorKind};
+    match error {
+        WriteError::Io { path, source, .. } => ServiceError::Io { path, source },
+        WriteError::DiskFull { ref path, .. } => {
+            let source = Error::new(ErrorKind::StorageFull, error.to_string());
+            ServiceError::Io { path: path.clone(), source }
+        }
+        WriteError::Dtype(_) => crate::convert::invalid("dtype", error.to_string()),
+        other => ServiceError::Io { path: path.to_owned(), source: Error::other(other) },
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn work_lies_beside_the_result() {
+        assert_eq!(work_dir_beside(Path::new("/a/b.gguf")), Path::new("/a/b.gguf.secateur-job"));
+        assert_eq!(work_dir_beside(Path::new("p.gguf")), Path::new("p.gguf.secateur-job"));
+    }
+
+    #[test]
+    fn one_process_works_in_a_folder() {
+        let dir = tempfile::tempdir().unwrap();
+        let work = dir.path().join("w");
+        let lock = WorkLock::take(&work).unwrap();
+        assert!(matches!(WorkLock::take(&work), Err(ServiceError::Conflict { .. })));
+        drop(lock);
+        assert!(WorkLock::take(&work).is_ok());
+    }
+}

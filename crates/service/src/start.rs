@@ -1,0 +1,60 @@
+//! Starting a service.
+
+use crate::ServiceError;
+use crate::budget::{Budget, plan_file};
+use crate::catalog::resolve_model;
+use crate::handle::ServiceHandle;
+use crate::opened::open_file;
+use crate::ops::threads;
+use crate::options::ServiceOptions;
+use crate::pruning::check_method;
+use crate::shared::Shared;
+use crate::worker;
+use secateur_store::Store;
+use std::sync::Arc;
+use std::thread::JoinHandle;
+
+/// A running service: the compute thread and the way to it.
+#[derive(Debug)]
+pub struct Service {
+    handle: ServiceHandle,
+    thread: JoinHandle<()>,
+}
+
+impl Service {
+    /// Starts the compute thread, which opens the model, prunes it if it must, and then answers.
+    ///
+    /// What cannot work is refused here: a model that is none, a budget too small for it, wrong settings.
+    /// # Errors
+    /// [`ServiceError::Invalid`], [`ServiceError::Io`], [`ServiceError::Data`], [`ServiceError::Refused`].
+    pub fn start(options: ServiceOptions) -> Result<Self, ServiceError> {
+        let budget = Budget::resolve(&options.memory_budget)?;
+        if let Some(warning) = &budget.resolved.warning {
+            tracing::warn!("{warning}");
+        }
+        let n_threads = threads(options.n_threads, &budget)?;
+        check_method(&options.prune.method)?;
+        options.prune.plan.request()?;
+        options.prune.calibration.fit_tokens()?;
+        let store = Store::open(&options.state_dir)?;
+        if let Some(text) = &options.model {
+            let path = resolve_model(text, &options.state_dir)?;
+            plan_file(&open_file(&path)?, budget.bytes(), &options.prune.plan)?;
+        }
+        let shared = Arc::new(Shared::new(options, store, budget.bytes(), n_threads));
+        let thread = worker::spawn(&shared)?;
+        Ok(Self { handle: ServiceHandle::new(shared), thread })
+    }
+
+    /// The way to the service.
+    #[must_use]
+    pub fn handle(&self) -> ServiceHandle {
+        self.handle.clone()
+    }
+
+    /// Waits for the compute thread to end, after [`ServiceHandle::shutdown`] was asked for.
+    pub fn join(self) {
+        // A panic has been caught and logged in the thread.
+        let _ = self.thread.join();
+    }
+}

@@ -1,0 +1,262 @@
+//! Prune jobs on the compute thread.
+
+use crate::ServiceError;
+use crate::api::{JobState, PruneQuery, Readiness};
+use crate::budget::plan_view;
+use crate::calibration::{Calibration, CalibrationText};
+use crate::catalog::{Known, all_models, find_model, stored_model};
+use crate::convert::{error_chain, io_error};
+use crate::jobs::{Job, JobEnd, unix_s};
+use crate::opened::OpenModel;
+use crate::pruning::{Finished, Prepared, PruneSettings, Run, run};
+use crate::shared::Shared;
+use crate::worker::{Worker, handle_request};
+use secateur_model::PlanAction;
+use secateur_store::{CalibrationRecord, Draft, Entry, SourceRecord};
+use std::collections::BTreeMap;
+use std::fs;
+use std::path::{Path, PathBuf};
+use std::sync::Arc;
+use std::time::SystemTime;
+
+/// Work folders of unfinished jobs that are kept for going on with; older ones are swept up.
+const MAX_WORK_DIRS: usize = 4;
+
+impl Worker {
+    /// Runs a job to its end; a failure is the job's, not the service's.
+    pub(crate) fn run_job(&mut self, job: &Arc<Job>) {
+        if job.view().state != JobState::Queued {
+            return;
+        }
+        job.start();
+        let end = match self.prune_job(job) {
+            Ok(end) => end,
+            Err(ServiceError::Cancelled) => JobEnd::Cancelled,
+            Err(error) => JobEnd::Failed(error_chain(&error)),
+        };
+        let mut counters = self.shared.counters();
+        match &end {
+            JobEnd::Succeeded { .. } => counters.view.jobs_succeeded_total += 1,
+            JobEnd::Failed(error) => {
+                counters.view.jobs_failed_total += 1;
+                tracing::warn!(job = %job.id(), error, "a job failed");
+            }
+            JobEnd::Cancelled => tracing::info!(job = %job.id(), "a job was cancelled"),
+        }
+        drop(counters);
+        job.end(end);
+    }
+
+    fn prune_job(&mut self, job: &Arc<Job>) -> Result<JobEnd, ServiceError> {
+        let shared = self.shared.clone();
+        let query = job.query();
+        let known = shared.model_or_base(query.model.as_deref())?;
+        let settings = prune_settings(&shared.options().prune, query);
+        let budget_bytes = shared.budget_or_own(query.memory_budget.as_deref())?;
+        let prepared = Prepared::new(OpenModel::open(&known.path)?, settings, budget_bytes)?;
+        job.planned(plan_view(&prepared.plan, budget_bytes, &prepared.settings.plan));
+        if prepared.plan.action == PlanAction::Untouched {
+            let report = serde_json::json!({ "untouched": true, "reason": prepared.plan.reason });
+            return Ok(JobEnd::Succeeded { model: known.view.id, report });
+        }
+        let entry = match shared.store().find(&prepared.key())? {
+            Some(entry) => {
+                tracing::info!(id = %entry.id, "this has been pruned before");
+                entry
+            }
+            None => self.prune_and_store(job, &prepared, &known, budget_bytes)?,
+        };
+        // The base model leaves memory before the pruned one comes.
+        drop(prepared);
+        let end = JobEnd::Succeeded { model: entry.id.to_string(), report: entry.manifest.report.clone() };
+        if query.activate {
+            self.serve_entry(&entry)?;
+        } else {
+            self.serve_again();
+        }
+        Ok(end)
+    }
+
+    /// Prunes beside the served model when there is memory for both, and without it otherwise.
+    fn prune_and_store(
+        &mut self,
+        job: &Arc<Job>,
+        prepared: &Prepared,
+        known: &Known,
+        budget_bytes: u64,
+    ) -> Result<Entry, ServiceError> {
+        let used = self.loaded.as_ref().map_or(0, |loaded| loaded.footprint_bytes);
+        let beside = budget_bytes.saturating_sub(used);
+        let result = match self.prune_stored(job, prepared, known, beside) {
+            Err(ServiceError::Refused { .. }) if self.loaded.is_some() => {
+                tracing::info!("the served model makes room for the job and comes back after it");
+                self.shared.set_last_served(self.loaded.as_ref().map(|loaded| loaded.model_id()));
+                self.unload();
+                self.prune_stored(job, prepared, known, budget_bytes)
+            }
+            other => other,
+        };
+        if result.is_err() {
+            self.serve_again();
+        }
+        result
+    }
+
+    fn prune_stored(
+        &mut self,
+        job: &Arc<Job>,
+        prepared: &Prepared,
+        known: &Known,
+        budget_bytes: u64,
+    ) -> Result<Entry, ServiceError> {
+        let shared = self.shared.clone();
+        let work_dir = shared.jobs_dir().join(prepared.key());
+        let loaded = &mut self.loaded;
+        let mut progress = |view: crate::api::ProgressView| {
+            shared.tick();
+            job.progress(view.clone());
+            match loaded {
+                // Requests are answered between two steps of the job.
+                Some(loaded) => {
+                    while let Some(request) = shared.queue().try_request() {
+                        handle_request(&shared, Some(loaded), request);
+                    }
+                }
+                None => shared.set_readiness(Readiness::Pruning { job: job.id(), progress: Some(view) }),
+            }
+        };
+        let how = Run {
+            work_dir: &work_dir,
+            budget_bytes,
+            n_threads: shared.n_threads(),
+            progress: &mut progress,
+            cancel: job.cancel_flag(),
+        };
+        let finished = run(prepared, how)?;
+        store_result(&shared, prepared, known, finished)
+    }
+
+    /// Prunes the base model and serves the result; a result made earlier is served at once.
+    pub(crate) fn serve_pruned(&mut self) -> Result<(), ServiceError> {
+        let job = self.shared.jobs().add(PruneQuery { activate: true, ..PruneQuery::default() })?;
+        self.run_job(&job);
+        let view = job.view();
+        match view.state {
+            JobState::Succeeded => Ok(()),
+            JobState::Cancelled => {
+                let message = "pruning was cancelled; start a prune job or activate a model".to_owned();
+                self.shared.set_readiness(Readiness::Failed { message });
+                Err(ServiceError::Cancelled)
+            }
+            _ => {
+                let message = view.error.unwrap_or_else(|| "pruning failed".to_owned());
+                Err(ServiceError::Conflict { message })
+            }
+        }
+    }
+
+    fn serve_entry(&mut self, entry: &Entry) -> Result<(), ServiceError> {
+        let known = stored_model(entry)?;
+        let model = OpenModel::open(&known.path)?;
+        let fit = self.fit(&model)?;
+        self.load(&known, model, &fit, Some(entry.manifest.plan.clone()))
+    }
+
+    /// Serves what was served before a job needed the memory.
+    fn serve_again(&mut self) {
+        let shared = self.shared.clone();
+        let Some(id) = shared.take_last_served() else { return };
+        let again = || -> Result<(Known, OpenModel), ServiceError> {
+            let models = all_models(shared.base(), shared.store())?;
+            let known = find_model(&models, &id)?;
+            let model = OpenModel::open(&known.path)?;
+            Ok((known, model))
+        };
+        let result = again().and_then(|(known, model)| {
+            let fit = self.fit(&model)?;
+            self.load(&known, model, &fit, None)
+        });
+        if let Err(error) = result {
+            shared.set_readiness(Readiness::Failed { message: error_chain(&error) });
+        }
+    }
+}
+
+fn store_result(
+    shared: &Shared,
+    prepared: &Prepared,
+    known: &Known,
+    finished: Finished,
+) -> Result<Entry, ServiceError> {
+    let report =
+        serde_json::to_value(&finished.outcome.report).map_err(|error| crate::convert::internal(&error))?;
+    let draft = || draft(prepared, known, report);
+    let expected_bytes = prepared.model.file().file_bytes();
+    let fill = |path: &Path| prepared.write(&finished.outcome, path).map(drop);
+    let entry = shared.store().add(expected_bytes, fill, draft)?.into_entry();
+    tracing::info!(id = %entry.id, "stored");
+    finished.discard_work()?;
+    Ok(entry)
+}
+
+fn draft(prepared: &Prepared, known: &Known, report: serde_json::Value) -> Draft {
+    let settings = &prepared.settings;
+    Draft {
+        key: prepared.key(),
+        generator: format!("secateur {}", env!("CARGO_PKG_VERSION")),
+        name: format!("{}-pruned-{:.0}", known.view.name, 100.0 * prepared.plan.ratio.get()),
+        created_unix_s: unix_s(),
+        source: SourceRecord {
+            digest: prepared.source_digest.clone(),
+            name: known.view.name.clone(),
+            bytes: known.view.bytes,
+        },
+        plan: plan_view(&prepared.plan, prepared.budget_bytes, &settings.plan),
+        method: settings.method.clone(),
+        settings: BTreeMap::from([("fit_tokens".to_owned(), prepared.fit_tokens.into())]),
+        seed: settings.seed,
+        calibration: CalibrationRecord {
+            digest: prepared.calibration_digest.clone(),
+            tokens: prepared.fit_tokens,
+        },
+        report,
+    }
+}
+
+/// The service's settings with what the query says in their place.
+pub(crate) fn prune_settings(base: &PruneSettings, query: &PruneQuery) -> PruneSettings {
+    let mut settings = base.clone();
+    let plan = &mut settings.plan;
+    plan.ratio = query.ratio.or(plan.ratio);
+    plan.context_len = query.context_len.or(plan.context_len);
+    plan.policy = query.policy.clone().or(plan.policy.take());
+    plan.dtype = query.dtype.clone().or(plan.dtype.take());
+    if let Some(method) = &query.method {
+        settings.method = method.clone();
+    }
+    settings.seed = query.seed.unwrap_or(settings.seed);
+    if let Some(text) = &query.calibration_text {
+        settings.calibration = Calibration { text: CalibrationText::Text(text.clone()), tokens: None };
+    }
+    settings.calibration.tokens = query.calibration_tokens.or(settings.calibration.tokens);
+    settings
+}
+
+/// Removes all but the newest work folders.
+/// # Errors
+/// [`ServiceError::Io`].
+pub(crate) fn sweep_work_dirs(jobs_dir: &Path) -> Result<(), ServiceError> {
+    let fail = |error| io_error(jobs_dir, error);
+    let mut dirs: Vec<(SystemTime, PathBuf)> = Vec::new();
+    for entry in fs::read_dir(jobs_dir).map_err(fail)? {
+        let entry = entry.map_err(fail)?;
+        let modified = entry.metadata().and_then(|metadata| metadata.modified());
+        dirs.push((modified.unwrap_or(SystemTime::UNIX_EPOCH), entry.path()));
+    }
+    dirs.sort();
+    let n_old = dirs.len().saturating_sub(MAX_WORK_DIRS);
+    for (_, path) in &dirs[..n_old] {
+        fs::remove_dir_all(path).map_err(|error| io_error(path, error))?;
+    }
+    Ok(())
+}
