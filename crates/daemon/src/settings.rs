@@ -185,7 +185,8 @@ impl Layers {
             None => config_files(),
         };
         let mut figment = Figment::from(named(DEFAULTS, &Settings::default()));
-        for file in files {
+        // A file that is not there is no fault, unless it was named.
+        for file in files.into_iter().filter(|file| file.is_file()) {
             figment = figment.merge(Toml::file_exact(file));
         }
         // Other variables with this beginning belong to scripts.
