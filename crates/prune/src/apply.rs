@@ -1,11 +1,17 @@
 //! Turns a decision about one layer into matrices in their storage dtype.
 
 use crate::error::PruneError;
+use crate::layer_pass::numeric;
 use crate::methods::Recovery;
 use crate::overlay::LayerWeights;
+use crate::refit::Damping;
+use crate::rounding::{feeds_back, round_with_feedback};
+use crate::stats::LayerStats;
 use bytes::Bytes;
 use secateur_model::{LayerConfig, LayerIdx, WeightId, WeightRole, WeightSource};
 use secateur_tensor::blocks::quantize;
+use secateur_tensor::kernels::ThreadPool;
+use secateur_tensor::linalg::gather_symmetric;
 use secateur_tensor::{DType, WeightMatrix};
 
 /// The dtype in which a changed matrix is stored: the one asked for, else the source's when we can write it,
@@ -89,15 +95,41 @@ pub(crate) fn convert_layer(
     Ok(weights)
 }
 
-/// Cuts the MLP of a layer to the neurons `kept` and stores the recovered down projection.
+/// Stores a recovered down projection `[n_out, kept]`; block formats feed their rounding error back through
+/// the Gram matrix of the statistics, where there is one.
+pub(crate) fn store_down(
+    pool: &ThreadPool,
+    layer_idx: LayerIdx,
+    recovery: &mut Recovery,
+    kept: &[usize],
+    stats: &LayerStats,
+    dtype: DType,
+) -> Result<WeightMatrix, PruneError> {
+    let weight = std::mem::take(&mut recovery.weight);
+    let n_kept = kept.len();
+    let n_out = weight.len() / n_kept.max(1);
+    let Some(gram) = stats.gram.as_deref().filter(|_| feeds_back(dtype)) else {
+        return to_matrix(layer_idx, &weight, n_out, n_kept, dtype);
+    };
+    let fail = |error: &dyn std::error::Error| numeric(layer_idx, error);
+    let mut damped = gather_symmetric(gram, stats.n_in, kept).map_err(|error| fail(&error))?;
+    let diagonal: Vec<f64> = (0..n_kept).map(|at| damped[at * n_kept + at]).collect();
+    for (at, lambda) in Damping::DEFAULT.lambda(&diagonal).into_iter().enumerate() {
+        damped[at * n_kept + at] += lambda;
+    }
+    let bytes = round_with_feedback(pool, weight, n_kept, damped, dtype).map_err(|error| fail(&error))?;
+    WeightMatrix::new(dtype, n_out, n_kept, Bytes::from(bytes)).map_err(|error| fail(&error))
+}
+
+/// Cuts the MLP of a layer to the neurons `kept`, with the recovered down projection `down` and its bias.
 ///
-/// `student` holds the layer in its storage dtypes; `recovery.weight` is `[hidden, kept]`.
+/// `student` holds the layer in its storage dtypes; `down` is `[hidden, kept]`.
 pub(crate) fn cut_mlp(
     student: &dyn WeightSource,
     layer_idx: LayerIdx,
     kept: &[usize],
-    recovery: &Recovery,
-    asked: Option<DType>,
+    down: WeightMatrix,
+    bias: Option<&[f32]>,
 ) -> Result<LayerWeights, PruneError> {
     let mut weights = LayerWeights::new();
     for role in [WeightRole::GateProj, WeightRole::UpProj] {
@@ -109,12 +141,9 @@ pub(crate) fn cut_mlp(
             weights.insert(role, take_entries(&vector, kept, layer_idx)?);
         }
     }
-    let down = student.require(WeightId::layer(layer_idx, WeightRole::DownProj))?;
-    let dtype = storage_dtype(asked, down.dtype(), kept.len());
     let n_out = down.n_rows();
-    let matrix = to_matrix(layer_idx, &recovery.weight, n_out, kept.len(), dtype)?;
-    weights.insert(WeightRole::DownProj, matrix);
-    if let Some(bias) = &recovery.bias {
+    weights.insert(WeightRole::DownProj, down);
+    if let Some(bias) = bias {
         let old = student.weight(WeightId::layer(layer_idx, WeightRole::DownBias))?;
         let mut sum = old.map_or_else(|| vec![0.0; n_out], |old| old.to_f32());
         sum.iter_mut().zip(bias).for_each(|(sum, bias)| *sum += bias);

@@ -3,7 +3,7 @@
 //! Memory: the layer's mapped pages, one window of activations, and the statistics of its down projection
 //! (`4 k^2 + 4 k d` bytes) with the solver's work space.
 
-use crate::apply::{convert_layer, cut_mlp, narrowed};
+use crate::apply::{convert_layer, cut_mlp, narrowed, storage_dtype, store_down};
 use crate::calibration::WINDOW_LEN;
 use crate::error::PruneError;
 use crate::job::{Job, LayerReport};
@@ -83,9 +83,13 @@ pub(crate) fn prune_layer(
             let mut weights = converted;
             if let (Some((method, width)), Some(mut stats)) = (cut, stats) {
                 let from = Instant::now();
-                let (kept, recovery) = solve(job, layer_idx, method, width, &mut stats)?;
+                let (kept, mut recovery) = solve(job, layer_idx, method, width, &mut stats)?;
+                let source_dtype = source.require(WeightId::layer(layer_idx, WeightRole::DownProj))?.dtype();
+                let dtype = storage_dtype(job.request.dtype, source_dtype, kept.len());
+                let down = store_down(&job.pool, layer_idx, &mut recovery, &kept, &stats, dtype)?;
                 drop(stats);
-                weights.extend(cut_mlp(&student, layer_idx, &kept, &recovery, job.request.dtype)?);
+                let bias = recovery.bias.as_deref();
+                weights.extend(cut_mlp(&student, layer_idx, &kept, down, bias)?);
                 report.recovery = method.width.name().to_owned();
                 report.kept_neurons = kept;
                 job.clock("solve", from);

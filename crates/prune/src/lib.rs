@@ -23,6 +23,7 @@ mod measure;
 mod overlay;
 mod pipeline;
 mod registry;
+mod rounding;
 mod spill;
 mod streams;
 

@@ -53,6 +53,14 @@ impl SpdFactor {
         self.n
     }
 
+    /// Column `i` of the lower factor from its diagonal down: `L[i.., i]`.
+    /// # Panics
+    /// When `i` is not below [`Self::n`].
+    #[must_use]
+    pub fn column(&self, i: usize) -> &[f64] {
+        &self.values[i * self.n + i..(i + 1) * self.n]
+    }
+
     fn lower(&self) -> MatRef<'_, f64> {
         MatRef::from_column_major_slice(&self.values, self.n, self.n)
     }
