@@ -54,6 +54,17 @@ impl Default for HttpOptions {
     }
 }
 
+/// How near the end of the server is.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]
+pub(crate) enum Phase {
+    /// Everything is served.
+    Serving,
+    /// Nothing new is accepted; streams that would go on for ever end.
+    Draining,
+    /// The time for that is over: every answer ends.
+    Ending,
+}
+
 /// What all requests share.
 pub(crate) struct Shared {
     pub(crate) options: HttpOptions,
@@ -62,7 +73,7 @@ pub(crate) struct Shared {
     /// Differs between processes: the front of made-up ids.
     pub(crate) process_id: u64,
     requests: Arc<Semaphore>,
-    stopping: watch::Sender<bool>,
+    phase: watch::Sender<Phase>,
 }
 
 impl Shared {
@@ -73,13 +84,14 @@ impl Shared {
         self.requests.clone().try_acquire_owned().map_err(|_| ApiError::Busy { retry_after_s: 1 })
     }
 
-    /// Turns true when the server stops: streams that would go on for ever end then.
-    pub(crate) fn stopping(&self) -> watch::Receiver<bool> {
-        self.stopping.subscribe()
+    /// Waits until the end is at least this near.
+    pub(crate) async fn reaches(&self, phase: Phase) {
+        // The sender lives as long as this.
+        let _ = self.phase.subscribe().wait_for(|reached| phase <= *reached).await;
     }
 
-    pub(crate) fn stop(&self) {
-        self.stopping.send_replace(true);
+    pub(crate) fn enter(&self, phase: Phase) {
+        self.phase.send_replace(phase);
     }
 }
 
@@ -135,7 +147,7 @@ impl App {
             metrics: HttpMetrics::default(),
             process_id: SamplingParams::random_seed(),
             requests: Arc::new(Semaphore::new(options.max_requests)),
-            stopping: watch::Sender::new(false),
+            phase: watch::Sender::new(Phase::Serving),
             options,
         });
         let max_body_bytes = shared.options.max_body_bytes;

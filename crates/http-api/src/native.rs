@@ -1,6 +1,6 @@
 //! `/api/v1`: the service itself, for its page, its command line and scripts. Errors are problem details.
 
-use crate::app::AppState;
+use crate::app::{AppState, Phase, Shared};
 use crate::backend::{Backend, Events};
 use crate::body::JsonBody;
 use crate::error::{ApiError, NativeError};
@@ -16,7 +16,8 @@ use secateur_service::api::{
     JobEvent, JobId, JobView, MemoryView, ModelView, PlanQuery, PlanView, PruneQuery, StatusView,
 };
 use serde_json::{Value, json};
-use tokio::sync::{OwnedSemaphorePermit, watch};
+use std::sync::Arc;
+use tokio::sync::OwnedSemaphorePermit;
 
 /// Longest context that can be planned for.
 const MAX_CONTEXT_LEN: u64 = 1 << 24;
@@ -149,14 +150,14 @@ pub(crate) async fn job_events<B: Backend>(
     // As browsers do, an id that is no number of ours starts from the beginning.
     let seen = headers.get("last-event-id").and_then(|value| value.to_str().ok()?.parse().ok());
     let events = state.backend.job_events(job_id(id)?, seen)?;
-    let source =
-        JobEventSource { events, stopping: state.shared.stopping(), is_over: false, _permit: permit };
-    Ok(respond(source, state.shared.options.ping_interval))
+    let ping_interval = state.shared.options.ping_interval;
+    let source = JobEventSource { events, shared: state.shared, is_over: false, _permit: permit };
+    Ok(respond(source, ping_interval))
 }
 
 struct JobEventSource<E> {
     events: E,
-    stopping: watch::Receiver<bool>,
+    shared: Arc<Shared>,
     is_over: bool,
     _permit: OwnedSemaphorePermit,
 }
@@ -168,7 +169,7 @@ impl<E: Events<JobEvent>> EventSource for JobEventSource<E> {
         }
         tokio::select! {
             event = self.events.next() => event.map(|event| job_event(&event)),
-            _ = self.stopping.wait_for(|stopping| *stopping) => {
+            () = self.shared.reaches(Phase::Draining) => {
                 self.is_over = true;
                 let problem = ApiError::ShuttingDown.problem_body().to_string();
                 Some(Event::default().event("error").data(problem))

@@ -1,6 +1,7 @@
 //! Accepts connections, with limits on their number and on their patience, and stops in good order.
 
 use crate::App;
+use crate::app::Phase;
 use hyper_util::rt::{TokioIo, TokioTimer};
 use hyper_util::server::graceful::GracefulShutdown;
 use hyper_util::service::TowerToHyperService;
@@ -19,19 +20,21 @@ const MAX_HEADERS: usize = 100;
 /// Pause after the system refused a connection, most likely for want of file descriptors.
 const ACCEPT_PAUSE: Duration = Duration::from_millis(100);
 
+/// Time for the last events of streams to get out.
+const LAST_WORDS: Duration = Duration::from_millis(500);
+
 /// What the end of serving was like.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Drained {
-    /// Every connection ended by itself.
+    /// Every answer was given to its end.
     All,
-    /// Some were cut after the time limit.
+    /// Some were ended by an error after the time limit.
     Cut,
 }
 
 impl App {
-    /// Serves until `shutdown` is ready; then takes no new connections, tells endless streams to end, and waits up to
-    /// `drain` for requests at work. The caller tells the service to stop at the same moment, so that long generations
-    /// end in time.
+    /// Serves until `shutdown` is ready; then takes no new connections, ends endless streams, and waits up to `drain`
+    /// for requests at work. What is left then ends with an error that says why.
     ///
     /// # Errors
     /// When the listener has no address: it was not bound.
@@ -86,9 +89,16 @@ impl App {
             });
         }
         drop(listener);
-        self.shared.stop();
-        let drained = tokio::time::timeout(drain, graceful.shutdown()).await;
+        self.shared.enter(Phase::Draining);
+        let mut ended = pin!(graceful.shutdown());
+        let in_time = tokio::time::timeout(drain, &mut ended).await.is_ok();
+        if !in_time {
+            self.shared.enter(Phase::Ending);
+            if tokio::time::timeout(LAST_WORDS, ended).await.is_err() {
+                tracing::warn!("clients that do not read were cut off");
+            }
+        }
         connections.shutdown().await;
-        Ok(if drained.is_ok() { Drained::All } else { Drained::Cut })
+        Ok(if in_time { Drained::All } else { Drained::Cut })
     }
 }

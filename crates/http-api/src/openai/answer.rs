@@ -4,7 +4,7 @@
 
 use super::params::StreamMode;
 use super::shape::Shape;
-use crate::app::Shared;
+use crate::app::{Phase, Shared};
 use crate::backend::Events;
 use crate::error::ApiError;
 use crate::metrics::HttpMetrics;
@@ -99,7 +99,10 @@ pub(crate) async fn answer<E: Events<GenerationEvent>, S: Shape>(
     permit: OwnedSemaphorePermit,
 ) -> Result<Response, ApiError> {
     if !plan.mode.stream {
-        return whole(&shared.metrics, &envelope, shape, choices, plan.n_per_prompt).await;
+        return tokio::select! {
+            answer = whole(&shared.metrics, &envelope, shape, choices, plan.n_per_prompt) => answer,
+            () = shared.reaches(Phase::Ending) => Err(ApiError::ShuttingDown),
+        };
     }
     let source = ChunkSource {
         shared: shared.clone(),
@@ -288,11 +291,11 @@ impl<E: Events<GenerationEvent>, S: Shape> EventSource for ChunkSource<E, S> {
             if self.is_over {
                 return None;
             }
-            let event = match self.choices.front_mut() {
-                Some(events) => events.next().await,
-                None => None,
-            };
-            self.take(event);
+            let events = self.choices.front_mut()?;
+            tokio::select! {
+                event = events.next() => self.take(event),
+                () = self.shared.reaches(Phase::Ending) => self.fail(&ApiError::ShuttingDown),
+            }
         }
     }
 }

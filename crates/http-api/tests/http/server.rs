@@ -170,21 +170,31 @@ async fn stopping_ends_endless_streams_properly_and_lets_answers_finish() {
 }
 
 #[tokio::test]
-async fn answers_that_do_not_end_are_cut_after_the_time_limit() {
-    let (fake, _gate) = gated(2);
+async fn answers_that_do_not_end_in_time_end_with_an_error() {
+    let (fake, gate) = gated(0);
     let server = Running::start(&fake, options(), Duration::from_millis(50)).await;
-    let mut clients = Vec::new();
+    let mut streams = Vec::new();
     for _ in 0..8 {
         let mut client = server.connect().await;
         client.post(CHAT, STREAMED).await;
         client.read_until("200 OK").await;
-        clients.push(client);
+        streams.push(client);
     }
+    // One of them is in the middle of its text.
+    gate.add_permits(2);
+    let mut whole = server.connect().await;
+    whole.post(CHAT, WHOLE).await;
+    until("the request is there", || fake.with(|script| script.chats.len()) == 9).await;
     assert_eq!(server.end().await, Drained::Cut);
-    until("all generations end", || fake.abandoned.load(Ordering::SeqCst) == 8).await;
-    for mut client in clients {
+    assert_eq!(fake.abandoned.load(Ordering::SeqCst), 9);
+    for mut client in streams {
         client.read_to_end().await;
+        assert!(client.seen.contains("\"code\":\"shutting_down\""), "{}", client.seen);
+        assert!(!client.seen.contains("[DONE]"));
+        assert!(client.seen.ends_with("\r\n0\r\n\r\n"), "the body is whole: {}", client.seen);
     }
+    whole.read_to_end().await;
+    assert!(whole.seen.starts_with("HTTP/1.1 503"), "{}", whole.seen);
 }
 
 #[tokio::test]
