@@ -23,6 +23,7 @@ use settings::Layers;
 use std::process::ExitCode;
 
 fn main() -> ExitCode {
+    secateur_service::return_large_blocks();
     let cli = match Cli::try_parse() {
         Ok(cli) => cli,
         Err(error) => {

@@ -33,7 +33,7 @@ pub(crate) fn note(line: &str) {
 
 /// Shows a report as one JSON object, or as the text that `human` makes of it.
 /// # Errors
-/// As [`print`].
+/// As [`print()`].
 pub(crate) fn report<T: Serialize>(
     value: &T,
     json: bool,

@@ -133,7 +133,7 @@ pub struct LayerContext {
     pub(crate) attn: Option<AttnWeights>,
     pub(crate) mlp: Option<MlpWeights>,
     pub(crate) kv_slot: Mutex<Option<KvLoan>>,
-    scratch: Mutex<LayerScratch>,
+    scratch: SharedScratch,
 }
 
 impl std::fmt::Debug for LayerContext {
@@ -144,6 +144,10 @@ impl std::fmt::Debug for LayerContext {
             .finish()
     }
 }
+
+/// Buffers that the layers of one engine share: they run one after another, and thirty sets of buffers for
+/// a prompt chunk would outweigh the model.
+pub(crate) type SharedScratch = Arc<Mutex<LayerScratch>>;
 
 /// Buffers that outlive a call.
 #[derive(Default)]
@@ -163,6 +167,16 @@ impl LayerContext {
         layer_idx: LayerIdx,
         pool: Arc<ThreadPool>,
     ) -> Result<Self, EngineError> {
+        Self::with_shared_scratch(source, layer_idx, pool, SharedScratch::default())
+    }
+
+    /// As [`Self::new`], with buffers that other layers use too.
+    pub(crate) fn with_shared_scratch(
+        source: &dyn WeightSource,
+        layer_idx: LayerIdx,
+        pool: Arc<ThreadPool>,
+        scratch: SharedScratch,
+    ) -> Result<Self, EngineError> {
         let model = source.config();
         let config = model.layers[layer_idx];
         let attn = if config.num_attention_heads == 0 { None } else { Some(load_attn(source, layer_idx)?) };
@@ -178,7 +192,7 @@ impl LayerContext {
             attn,
             mlp,
             kv_slot: Mutex::new(None),
-            scratch: Mutex::new(LayerScratch::default()),
+            scratch,
         })
     }
 

@@ -4,7 +4,7 @@ use crate::error::EngineError;
 use crate::graph::LayerRunner;
 use crate::head::{Embedding, Head};
 use crate::kv::KvLayer;
-use crate::layer::{DecodeBuffers, LayerContext};
+use crate::layer::{DecodeBuffers, LayerContext, SharedScratch};
 use secateur_model::{KvDType, ModelConfig, WeightSource};
 use secateur_tensor::kernels::{MatmulScratch, ThreadPool};
 use std::sync::Arc;
@@ -48,9 +48,11 @@ impl Engine {
     pub fn with_pool(source: Arc<dyn WeightSource>, pool: Arc<ThreadPool>) -> Result<Self, EngineError> {
         let config = source.config();
         config.validate()?;
+        let scratch = SharedScratch::default();
         let layers = (0..config.n_layers())
             .map(|layer_idx| {
-                let layer = LayerContext::new(source.as_ref(), layer_idx, pool.clone())?;
+                let (pool, scratch) = (pool.clone(), scratch.clone());
+                let layer = LayerContext::with_shared_scratch(source.as_ref(), layer_idx, pool, scratch)?;
                 LayerRunner::from_context(Arc::new(layer))
             })
             .collect::<Result<Vec<_>, EngineError>>()?;

@@ -1,4 +1,5 @@
 //! Sessions over tiny models: the two drivers of a layer agree, and misuse is an error.
+#![allow(clippy::unwrap_used, reason = "a test that cannot go on should panic, in its helpers too")]
 
 mod common;
 

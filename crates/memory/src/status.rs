@@ -96,8 +96,9 @@ impl GroupReading {
         let own = process.unreclaimable_bytes().min(charged);
         let own_file = process.rss_file_bytes.unwrap_or(0).min(self.active_file_bytes) / 2;
         let given_back = self.reclaimable_bytes().saturating_add(own).saturating_add(own_file).min(current);
-        // A group may be over `memory.high`, so the difference is taken last.
-        Some(limit.saturating_add(given_back).saturating_sub(current).min(limit))
+        // No more is given back than is charged, so this is at most the limit. A group may be over
+        // `memory.high`, so the difference is taken last.
+        Some(limit.saturating_add(given_back).saturating_sub(current))
     }
 }
 

@@ -85,9 +85,11 @@ impl ServiceHandle {
     pub fn start_prune(&self, query: PruneQuery) -> Result<JobId, ServiceError> {
         self.shared.check_prune(&query)?;
         let job = self.shared.jobs().add(query)?;
-        let id = job.id();
-        self.shared.control(Control::Prune(job))?;
-        Ok(id)
+        let queued = self.shared.control(Control::Prune(job.clone()));
+        if queued.is_err() {
+            job.cancel();
+        }
+        queued.map(|()| job.id())
     }
 
     /// A job.

@@ -41,5 +41,6 @@ pub use opened::OpenModel;
 pub use options::{DEFAULT_QUEUE_LEN, ServiceOptions};
 pub use pruning::{DEFAULT_METHOD, PruneSettings};
 pub use secateur_memory::format_bytes;
+pub use secateur_tensor::kernels::heap::return_large_blocks;
 pub use start::Service;
 pub use stream::EventStream;

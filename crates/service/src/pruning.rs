@@ -7,6 +7,7 @@ use crate::calibration::Calibration;
 use crate::convert::io_error;
 use crate::opened::OpenModel;
 use rustix::fs::{FlockOperation, flock};
+use secateur_memory::format_bytes;
 use secateur_model::PrunePlan;
 use secateur_model_file::{WriteOptions, Written, write_gguf};
 pub use secateur_prune::DEFAULT_METHOD;
@@ -79,7 +80,8 @@ impl Prepared {
     pub(crate) fn key(&self) -> String {
         let plan = &self.plan;
         let text = format!(
-            "{KEY_VERSION}\n{}\n{}\n{}\n{}\n{}\n{}\n{}\n{:?}\n{:?}\n{:?}\n",
+            "{KEY_VERSION} {}\n{}\n{}\n{}\n{}\n{}\n{}\n{}\n{:?}\n{:?}\n{:?}\n",
+            env!("CARGO_PKG_VERSION"),
             self.source_digest,
             self.calibration_digest,
             self.fit_tokens,
@@ -171,9 +173,19 @@ impl Finished {
 pub(crate) fn run(prepared: &Prepared, run: Run<'_>) -> Result<Finished, ServiceError> {
     let lock = WorkLock::take(run.work_dir)?;
     let request = prepared.request(&run)?;
-    let Run { progress, cancel, .. } = run;
+    let Run { progress, cancel, budget_bytes, .. } = run;
     let mut report = |progress_now: Progress| progress(progress_view(&progress_now));
-    let outcome = prune(&request, &mut report, cancel)?;
+    let mut outcome = prune(&request, &mut report, cancel)?;
+    let (_, peak) = resident_bytes();
+    if budget_bytes < peak {
+        let note = format!(
+            "the peak of {} went over the memory budget of {}",
+            format_bytes(peak),
+            format_bytes(budget_bytes)
+        );
+        tracing::warn!("{note}");
+        outcome.report.notes.push(note);
+    }
     Ok(Finished { outcome, request, _lock: lock })
 }
 

@@ -51,9 +51,16 @@ impl EventSink {
             }
             (_, event) => state.events.push_back(event),
         }
-        if let Some(waker) = state.waker.take() {
-            waker.wake();
-        }
+        wake(state);
+    }
+}
+
+/// Wakes the reader after letting go of the lock, which it needs.
+fn wake(mut state: MutexGuard<'_, State>) {
+    let waker = state.waker.take();
+    drop(state);
+    if let Some(waker) = waker {
+        waker.wake();
     }
 }
 
@@ -61,9 +68,7 @@ impl Drop for EventSink {
     fn drop(&mut self) {
         let mut state = lock(&self.state);
         state.writer_gone = true;
-        if let Some(waker) = state.waker.take() {
-            waker.wake();
-        }
+        wake(state);
     }
 }
 

@@ -21,6 +21,9 @@ use std::panic::{AssertUnwindSafe, catch_unwind};
 use std::sync::Arc;
 use std::time::Instant;
 
+/// Neurons in one step of the pruner.
+const STEP_NEURONS: usize = 32;
+
 /// The model that answers.
 pub(crate) struct Loaded {
     served: Arc<Served>,
@@ -162,10 +165,14 @@ impl Worker {
     }
 
     /// The context with which a model fits the budget as it is.
+    ///
+    /// A pruner cuts whole steps of neurons and may stop half a step short of its plan. So much is let pass: it is
+    /// far less than what the program's share of the footprint is rounded up by.
     /// # Errors
     /// [`ServiceError::Refused`] when it does not.
     pub(crate) fn fit(&self, model: &OpenModel) -> Result<PrunePlan, ServiceError> {
-        let budget_bytes = self.shared.budget_bytes();
+        let step_bytes = (STEP_NEURONS * 3 * model.file().config().hidden_size * size_of::<f32>()) as u64;
+        let budget_bytes = self.shared.budget_bytes() + step_bytes;
         let plan_settings = &self.shared.options().prune.plan;
         let base = PlanRequest { dtype: None, ..plan_settings.request()? };
         let summary = summarize(model.file())?;
@@ -192,7 +199,7 @@ impl Worker {
              prune it, or give a larger budget",
             model.name(),
             format_bytes(needed),
-            format_bytes(budget_bytes),
+            format_bytes(self.shared.budget_bytes()),
         );
         Err(ServiceError::Refused { message, smallest_budget_bytes: Some(needed) })
     }

@@ -170,7 +170,6 @@ fn failures_have_the_exit_codes_of_sysexits_and_name_the_way_out() {
         (vec!["prune", model, "-o", "x", "--format", "onnx"], 64, "gguf"),
         (vec!["prune", model, "-o", "x", "--ratio", "0.2", "--calibration", "absent.txt"], 66, "absent.txt"),
         (vec!["prune", model, "-o", "x", "--ratio", "0.2", "--calibration", text], 64, "calibration"),
-        (vec!["prune", model, "-o", "x", "--ratio", "0.2", "--memory-budget", "4MiB"], 69, "budget"),
         (vec!["eval", model, "--text", "absent.txt"], 64, "--seq-len"),
         (vec!["eval", model, "--seq-len", "64", "--text", "absent.txt"], 66, "absent.txt"),
         (

@@ -95,6 +95,7 @@ pub(crate) struct Server {
 #[derive(Debug)]
 pub(crate) struct Answer {
     pub(crate) status: u16,
+    #[allow(dead_code, reason = "shown when a test fails")]
     pub(crate) head: String,
     pub(crate) body: String,
 }

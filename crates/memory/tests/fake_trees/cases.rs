@@ -191,9 +191,9 @@ fn version_2() -> Vec<Case> {
         case("a limit of nothing", one("0", "max", 0, "anon=0"), 0, app, 2),
         case(
             "our memory is charged elsewhere",
-            // Only 2 of our 10 can be in here: 100 - 2 + 2.
-            one("100", "max", 2, "anon=2"),
-            100,
+            // Only 2 of our 10 can be in here; the other 48 are the kernel's.
+            one("100", "max", 50, "anon=2"),
+            52,
             app,
             2,
         ),
@@ -447,6 +447,13 @@ fn version_1() -> Vec<Case> {
                 .group_v1("/a/b", "512", 100, "rss=100"),
             422,
             "/sys/fs/cgroup/memory/a/b/memory.limit_in_bytes",
+            2,
+        ),
+        case(
+            "version 1, a leaf that would not count its children",
+            one("512", 100, "rss=100").file(file("memory.use_hierarchy"), "0\n"),
+            422,
+            app,
             2,
         ),
         case(

@@ -13,6 +13,7 @@ mod elementwise;
 mod exp;
 mod format;
 mod gemm;
+pub mod heap;
 mod int8;
 mod isa;
 mod matmul;

@@ -58,10 +58,7 @@ impl RowBytes<'_> {
         }
     }
 
-    #[expect(
-        clippy::needless_range_loop,
-        reason = "indices keep the sums in registers, iterators spill them"
-    )]
+    // Indices keep the sums in registers; iterators spill them.
     #[inline(always)]
     fn dots<S: Simd, F: ByteFormat, const R: usize, const T: usize>(&self, simd: S, row: usize) {
         let rows: [*const u8; R] = std::array::from_fn(|r| self.weight.row(row + r).as_ptr());

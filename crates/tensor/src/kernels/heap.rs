@@ -1,0 +1,30 @@
+//! How the C heap treats large blocks: they must leave the process when they are freed.
+//!
+//! glibc raises its mapping threshold to the size of the largest block freed so far; later matrices of a few
+//! megabytes then come from the heap proper, where one small block above them keeps their pages resident. A
+//! fixed threshold hands every large block back to the system at once.
+
+/// Blocks from this size on are mappings of their own.
+#[cfg(all(target_os = "linux", target_env = "gnu"))]
+const MMAP_THRESHOLD_BYTES: libc::c_int = 1 << 20;
+/// Free bytes at the end of the heap that are kept.
+#[cfg(all(target_os = "linux", target_env = "gnu"))]
+const TRIM_THRESHOLD_BYTES: libc::c_int = 1 << 20;
+/// Heaps that threads share.
+#[cfg(all(target_os = "linux", target_env = "gnu"))]
+const ARENAS: libc::c_int = 2;
+
+/// Makes freed large blocks leave the process. Call once, before threads start; does nothing where the system's
+/// allocator needs no such help.
+pub fn return_large_blocks() {
+    #[cfg(all(target_os = "linux", target_env = "gnu"))]
+    for (parameter, value) in [
+        (libc::M_MMAP_THRESHOLD, MMAP_THRESHOLD_BYTES),
+        (libc::M_TRIM_THRESHOLD, TRIM_THRESHOLD_BYTES),
+        (libc::M_ARENA_MAX, ARENAS),
+    ] {
+        // SAFETY: mallopt takes two integers and touches only the allocator's own settings, under its lock; an
+        // unknown parameter is refused by its return value and changes nothing.
+        unsafe { libc::mallopt(parameter, value) };
+    }
+}
