@@ -53,7 +53,7 @@ pub(crate) struct RunArgs {
 #[derive(Clone, Debug, Default, Args, Serialize)]
 pub(crate) struct StateArgs {
     /// Folder of the store and of jobs at work.
-    #[arg(long, value_name = "DIR")]
+    #[arg(long, global = true, value_name = "DIR")]
     #[serde(skip_serializing_if = "Option::is_none")]
     state_dir: Option<PathBuf>,
 }

@@ -27,7 +27,7 @@ pub struct PruneRequest {
     pub fit_tokens: usize,
     /// Digest of the calibration text: part of the job's identity.
     pub calibration_digest: String,
-    /// Method, by the name in [`crate::METHODS`].
+    /// Method, by a name of [`crate::method_names`].
     pub method: String,
     /// Share of decoder-layer parameters to remove.
     pub ratio: PruneRatio,

@@ -181,7 +181,7 @@ fn failures_have_the_exit_codes_of_sysexits_and_name_the_way_out() {
         (vec!["generate", model, "--prompt", "x", "--temperature", "9"], 64, "from 0 to 2"),
         (vec!["generate", model, "--prompt", ""], 64, "no tokens"),
         (vec!["bench", model, "--prompt-tokens", "0"], 64, "at least 1"),
-        (vec!["bench", model, "--threads", "0"], 64, "--threads"),
+        (vec!["generate", model, "--prompt", "x", "--threads", "0"], 64, "--threads"),
         (vec!["models", "remove", "0123456789"], 66, "models list"),
         (vec!["config", "show", "--config", "absent.toml"], 66, "absent.toml"),
         (vec!["config", "show", "--config", str_of(&config)], 78, "did you mean `port`"),

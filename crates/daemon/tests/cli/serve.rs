@@ -70,8 +70,12 @@ fn it_prunes_to_the_budget_once_and_restarts_with_the_stored_model() {
     let mut server = Server::start(&home, &args);
     server.ready();
     assert!(server.log_so_far().contains("pruning"), "{}", server.log_so_far());
-    let jobs = server.get("/api/v1/jobs").json();
-    let job = jobs.as_array().or(jobs["jobs"].as_array()).unwrap()[0].clone();
+    // The model serves a moment before its job is closed.
+    let newest_job = || {
+        let jobs = server.get("/api/v1/jobs").json();
+        jobs.as_array().or(jobs["jobs"].as_array()).unwrap()[0].clone()
+    };
+    let job = (0..1000).map(|_| newest_job()).find(|job| job["state"] != "running").unwrap();
     assert_eq!(job["state"], "succeeded", "{job}");
     let id = job["model"].as_str().unwrap().to_owned();
     assert_eq!(server.post("/v1/chat/completions", &chat(3, false)).status, 200);
@@ -118,7 +122,7 @@ fn a_stored_model_is_served_by_its_id_and_without_a_model_there_is_none() {
     let prune = json!({ "ratio": 0.25, "calibration_tokens": 1024, "activate": true });
     let accepted = server.post("/api/v1/prune", &prune);
     assert_eq!(accepted.status, 202, "{accepted:?}");
-    server.ready();
+    server.wait_for("Tiny-pruned");
     let id = server.get("/api/v1/status").json()["model"]["model"]["id"].as_str().unwrap().to_owned();
     drop(server);
 
