@@ -30,7 +30,8 @@ const PRUNE_END: f64 = 0.98;
 /// however often it was interrupted.
 ///
 /// Stages of COMP (arXiv 2501.15255, as reconstructed in the documentation): layers by importance, neurons of
-/// the remaining layers, recovery. Peak memory is described in `docs/memory.md`.
+/// the remaining layers, recovery. Peak memory: one layer, one window of activations, and the statistics and
+/// factors of one down projection (`20 k^2` bytes and a few `4 k d`).
 /// # Errors
 /// [`PruneError`]; the work folder then holds everything done so far.
 pub fn prune(
