@@ -69,12 +69,11 @@ impl Worker {
         // The base model leaves memory before the pruned one comes.
         drop(prepared);
         let end = JobEnd::Succeeded { model: entry.id.to_string(), report: entry.manifest.report.clone() };
-        if query.activate {
-            self.serve_entry(&entry)?;
-        } else {
+        let served = if query.activate { self.serve_entry(&entry) } else { Ok(()) };
+        if !query.activate || served.is_err() {
             self.serve_again();
         }
-        Ok(end)
+        served.map(|()| end)
     }
 
     /// Prunes beside the served model when there is memory for both, and without it otherwise.

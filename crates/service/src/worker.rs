@@ -124,6 +124,7 @@ impl Worker {
         self.load(known, model, plan, Some(view))
     }
 
+    /// Lets go of the model before, then makes `model` the one that answers, with the context of `fit`.
     pub(crate) fn load(
         &mut self,
         known: &Known,
@@ -132,6 +133,21 @@ impl Worker {
         plan: Option<PlanView>,
     ) -> Result<(), ServiceError> {
         self.unload();
+        self.shared.set_readiness(Readiness::Loading);
+        let result = self.load_fresh(known, model, fit, plan);
+        if let Err(error) = &result {
+            self.shared.set_readiness(Readiness::Failed { message: error_chain(error) });
+        }
+        result
+    }
+
+    fn load_fresh(
+        &mut self,
+        known: &Known,
+        model: OpenModel,
+        fit: &PrunePlan,
+        plan: Option<PlanView>,
+    ) -> Result<(), ServiceError> {
         let shared = self.shared.clone();
         let hold = known.entry.as_ref().map(|id| shared.store().hold(id)).transpose()?;
         let engine = build_engine(&model, shared.n_threads())?;
@@ -147,6 +163,7 @@ impl Worker {
         shared.set_served(Some(served.clone()));
         let footprint_bytes = fit.footprint.total_bytes();
         self.loaded = Some(Loaded { served, engine, sequence, footprint_bytes, _hold: hold });
+        shared.set_last_served(None);
         shared.set_readiness(Readiness::Ready);
         tracing::info!(
             model = known.view.name,
@@ -210,7 +227,6 @@ impl Worker {
         let model = OpenModel::open(&known.path)?;
         let plan = self.fit(&model)?;
         let before = self.loaded.as_ref().map(Loaded::model_id);
-        self.shared.set_readiness(Readiness::Loading);
         let result = self.serve(&known, model, &plan);
         if let Err(error) = &result {
             self.restore(&models, before, error);
