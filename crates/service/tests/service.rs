@@ -235,7 +235,12 @@ async fn a_prune_job_ends_in_the_store_and_its_model_can_be_served_and_removed()
     assert!(models[1].layer_params < models[0].layer_params);
     let base = models[0].id.clone();
 
+    // Followers of the readiness see that the model changes.
+    let mut readiness = handle.watch_readiness();
+    readiness.mark_unchanged();
     assert!(handle.activate_model(&pruned).await.unwrap().active);
+    assert!(readiness.has_changed().unwrap());
+    assert_eq!(handle.readiness(), Readiness::Ready);
     assert_eq!(handle.status().model.unwrap().model.id, pruned);
     assert!(matches!(handle.delete_model(&pruned), Err(ServiceError::Conflict { .. })));
     assert!(matches!(handle.delete_model(&base), Err(ServiceError::Conflict { .. })));
@@ -243,8 +248,10 @@ async fn a_prune_job_ends_in_the_store_and_its_model_can_be_served_and_removed()
     assert!(matches!(reply.end, GenerationEvent::Finished { .. }));
 
     // The same job again finds its result.
+    readiness.mark_unchanged();
     let again = handle.start_prune(PruneQuery { activate: true, ..query }).unwrap();
     assert_eq!(last_state(handle.job_events(again, None).unwrap()).await, (JobState::Succeeded, 0));
+    assert!(readiness.has_changed().unwrap(), "a job that serves its result says so");
     assert_eq!(handle.job(again).unwrap().model.unwrap(), pruned);
 
     handle.activate_model(&base).await.unwrap();
