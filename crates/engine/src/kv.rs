@@ -45,6 +45,32 @@ impl KvBuffer {
     }
 }
 
+/// Numbers of values in a row of one head, before and after.
+struct Resize {
+    n_kv_heads: usize,
+    old_row: usize,
+    new_row: usize,
+    n_kept: usize,
+}
+
+impl Resize {
+    fn apply(&self, buffer: &KvBuffer) -> KvBuffer {
+        let len = self.n_kv_heads * self.new_row;
+        match buffer {
+            KvBuffer::F32(values) => KvBuffer::F32(self.moved(values, vec![0.0; len])),
+            KvBuffer::F16(values) => KvBuffer::F16(self.moved(values, vec![f16::ZERO; len])),
+        }
+    }
+
+    fn moved<T: Copy>(&self, old: &[T], mut new: Vec<T>) -> Vec<T> {
+        for head in 0..self.n_kv_heads {
+            let kept = &old[head * self.old_row..][..self.n_kept];
+            new[head * self.new_row..][..self.n_kept].copy_from_slice(kept);
+        }
+        new
+    }
+}
+
 impl KvLayer {
     pub(crate) fn new(layer: &LayerConfig, head_dim: usize, context_len: usize, dtype: KvDType) -> Self {
         let n_kv_heads = layer.num_key_value_heads;
@@ -60,6 +86,17 @@ impl KvLayer {
 
     pub(crate) fn context_len(&self) -> usize {
         self.context_len
+    }
+
+    /// A cache with `context_len` places and the first `n_kept` tokens of this one.
+    pub(crate) fn copied(&self, context_len: usize, n_kept: usize) -> Self {
+        let shape = Resize {
+            n_kv_heads: self.n_kv_heads,
+            old_row: self.context_len * self.head_dim,
+            new_row: context_len * self.head_dim,
+            n_kept: n_kept * self.head_dim,
+        };
+        Self { context_len, keys: shape.apply(&self.keys), values: shape.apply(&self.values), ..*self }
     }
 
     /// Stores the keys and values of `n` tokens, rows of `[n_kv_heads * head_dim]`, from position `past_len`.

@@ -128,24 +128,7 @@ impl Engine {
         if tokens.is_empty() {
             return Err(EngineError::Empty);
         }
-        let hidden_size = self.config().hidden_size;
-        let mut session = self.session(tokens.len(), KvDType::F32)?;
-        let mut sum = vec![0.0_f32; hidden_size];
-        for chunk in tokens.chunks(PREFILL_CHUNK) {
-            let hidden = session.prefill_chunk(chunk, cancelled)?;
-            let mut normed = vec![0.0; hidden.len()];
-            self.inner.head.normed(&self.inner.pool, &hidden, &mut normed);
-            for row in normed.chunks_exact(hidden_size) {
-                sum.iter_mut().zip(row).for_each(|(sum, value)| *sum += value);
-            }
-        }
-        let n = tokens.len() as f32;
-        sum.iter_mut().for_each(|value| *value /= n);
-        if sum.iter().all(|value| value.is_finite()) {
-            Ok(sum)
-        } else {
-            Err(EngineError::NotFinite { what: "hidden states" })
-        }
+        self.session(tokens.len(), KvDType::F32)?.embed(tokens, cancelled)
     }
 }
 
@@ -190,6 +173,74 @@ impl Session {
     /// Forgets all tokens from `len` on; nothing when there are fewer.
     pub fn truncate(&mut self, len: usize) {
         self.len = self.len.min(len);
+    }
+
+    /// Gives the cache room for `context_len` tokens; those it holds stay, the last ones leave when they are too many.
+    ///
+    /// One layer is copied at a time, so the peak is the larger size and one layer of the smaller one.
+    /// # Errors
+    /// [`EngineError::Empty`] for a context of no tokens.
+    pub fn resize(&mut self, context_len: usize) -> Result<(), EngineError> {
+        if context_len == 0 {
+            return Err(EngineError::Empty);
+        }
+        self.truncate(context_len);
+        for cache in &mut self.caches {
+            *cache = cache.copied(context_len, self.len);
+        }
+        self.context_len = context_len;
+        Ok(())
+    }
+
+    /// A session with room for `context_len` tokens that has read the first `n_tokens` of this one, by copying.
+    /// # Errors
+    /// [`EngineError::Empty`] for a context of no tokens.
+    pub fn fork(&self, n_tokens: usize, context_len: usize) -> Result<Self, EngineError> {
+        if context_len == 0 {
+            return Err(EngineError::Empty);
+        }
+        let len = n_tokens.min(self.len).min(context_len);
+        let config = self.engine.config();
+        Ok(Self {
+            caches: self.caches.iter().map(|cache| cache.copied(context_len, len)).collect(),
+            context_len,
+            len,
+            hidden: vec![0.0; config.hidden_size],
+            normed: vec![0.0; config.hidden_size],
+            logits: vec![0.0; config.vocab_size],
+            buffers: DecodeBuffers::new(config),
+            head_scratch: MatmulScratch::default(),
+            engine: self.engine.clone(),
+        })
+    }
+
+    /// Reads `tokens` into the empty session and returns the mean of their hidden states after the final norm:
+    /// a text embedding `[hidden_size]`.
+    /// # Errors
+    /// [`EngineError`]; [`EngineError::ContextFull`] when they have no room.
+    pub fn embed(&mut self, tokens: &[u32], cancelled: &dyn Fn() -> bool) -> Result<Vec<f32>, EngineError> {
+        if tokens.is_empty() {
+            return Err(EngineError::Empty);
+        }
+        self.truncate(0);
+        let engine = self.engine.clone();
+        let hidden_size = self.hidden.len();
+        let mut sum = vec![0.0_f32; hidden_size];
+        for chunk in tokens.chunks(PREFILL_CHUNK) {
+            let hidden = self.prefill_chunk(chunk, cancelled)?;
+            let mut normed = vec![0.0; hidden.len()];
+            engine.inner.head.normed(&engine.inner.pool, &hidden, &mut normed);
+            for row in normed.chunks_exact(hidden_size) {
+                sum.iter_mut().zip(row).for_each(|(sum, value)| *sum += value);
+            }
+        }
+        let n = tokens.len() as f32;
+        sum.iter_mut().for_each(|value| *value /= n);
+        if sum.iter().all(|value| value.is_finite()) {
+            Ok(sum)
+        } else {
+            Err(EngineError::NotFinite { what: "hidden states" })
+        }
     }
 
     /// Adds `tokens` and returns the logits `[vocab_size]` after the last one.

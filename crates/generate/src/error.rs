@@ -37,6 +37,12 @@ pub enum GenerateError {
     /// The forward pass failed.
     #[error(transparent)]
     Model(#[from] EngineError),
+    /// Bias and grammar leave no token to choose.
+    #[error("bias and grammar together forbid every token")]
+    NothingAllowed,
+    /// The answer cannot go on as its grammar wants.
+    #[error("the grammar cannot be followed: {0}")]
+    Grammar(crate::GrammarError),
     /// A token could not be turned into text.
     #[error("token {token} has no text")]
     Decode {

@@ -11,6 +11,8 @@
 
 mod error;
 mod events;
+mod generation;
+mod grammar;
 mod logprobs;
 mod model;
 mod params;
@@ -21,6 +23,8 @@ mod stop;
 
 pub use error::GenerateError;
 pub use events::{FinishReason, Finished, GenerateEvent, Timings, Usage};
+pub use generation::{Generation, PREFILL_STEP, Step};
+pub use grammar::{Grammar, GrammarError, GrammarFactory, GrammarMatcher, TokenSet};
 pub use logprobs::{TokenLogprob, TokenLogprobs, token_logprobs};
 pub use model::{TextDecoder, TokenModel};
 pub use params::{GenerateRequest, MAX_TOP_LOGPROBS, ParamError, SamplingParams};

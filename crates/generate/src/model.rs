@@ -63,6 +63,16 @@ pub trait TextDecoder {
     fn finish(&mut self, out: &mut String);
 }
 
+impl<D: TextDecoder + ?Sized> TextDecoder for &mut D {
+    fn push(&mut self, token: u32, out: &mut String) -> Result<(), GenerateError> {
+        (**self).push(token, out)
+    }
+
+    fn finish(&mut self, out: &mut String) {
+        (**self).finish(out);
+    }
+}
+
 impl TextDecoder for StreamDecoder {
     fn push(&mut self, token: u32, out: &mut String) -> Result<(), GenerateError> {
         StreamDecoder::push(self, token, out).map_err(|source| GenerateError::Decode { token, source })

@@ -6,7 +6,7 @@
 //!
 //! Memory: two buffers of `vocab_size` candidates, allocated once.
 
-use crate::{GenerateError, ParamError, Rng, SamplingParams};
+use crate::{GenerateError, ParamError, Rng, SamplingParams, TokenSet};
 use std::cmp::Ordering;
 use std::collections::HashMap;
 
@@ -81,6 +81,17 @@ impl Sampler {
     /// [`GenerateError::LogitCount`] for another vocabulary; [`GenerateError::NotFinite`] when a logit is NaN or
     /// positive infinity, or when no token is possible.
     pub fn sample(&mut self, logits: &[f32]) -> Result<u32, GenerateError> {
+        self.choose(logits, None)
+    }
+
+    /// Chooses a token of `allowed` from `logits`: `[vocab_size]`.
+    /// # Errors
+    /// As [`Self::sample`].
+    pub fn sample_among(&mut self, logits: &[f32], allowed: &TokenSet) -> Result<u32, GenerateError> {
+        self.choose(logits, Some(allowed))
+    }
+
+    fn choose(&mut self, logits: &[f32], allowed: Option<&TokenSet>) -> Result<u32, GenerateError> {
         if logits.len() != self.vocab_size {
             return Err(GenerateError::LogitCount { got: logits.len(), vocab_size: self.vocab_size });
         }
@@ -92,6 +103,13 @@ impl Sampler {
         let pairs = (0u32..).zip(logits);
         self.candidates.extend(pairs.map(|(token, &weight)| Candidate { weight, token }));
         self.adjust();
+        if let Some(allowed) = allowed {
+            self.candidates.retain(|candidate| allowed.contains(candidate.token));
+        }
+        let is_narrowed = allowed.is_some() || !self.params.logit_bias.is_empty();
+        if is_narrowed && self.candidates.iter().all(|candidate| candidate.weight == f32::NEG_INFINITY) {
+            return Err(GenerateError::NothingAllowed);
+        }
         if self.params.temperature == 0.0 || self.params.top_k == 1 {
             return likeliest(&self.candidates).ok_or(GenerateError::NotFinite);
         }

@@ -125,9 +125,9 @@ fn bias_bans_and_forces() {
     assert_eq!(sampler(with(vec![(0, -100.0)]), 3).sample(&logits).unwrap(), 1);
     assert_eq!(sampler(with(vec![(2, 100.0)]), 3).sample(&logits).unwrap(), 2);
     let all = with(vec![(0, -100.0), (1, -100.0), (2, -100.0)]);
-    assert!(matches!(sampler(all.clone(), 3).sample(&logits), Err(GenerateError::NotFinite)));
+    assert!(matches!(sampler(all.clone(), 3).sample(&logits), Err(GenerateError::NothingAllowed)));
     let hot = SamplingParams { temperature: 1.0, ..all };
-    assert!(matches!(sampler(hot, 3).sample(&logits), Err(GenerateError::NotFinite)));
+    assert!(matches!(sampler(hot, 3).sample(&logits), Err(GenerateError::NothingAllowed)));
 }
 
 #[test]

@@ -1,7 +1,9 @@
 use super::*;
-use crate::SamplingParams;
+use crate::{FinishReason, SamplingParams, Timings};
+use secateur_engine::EngineError;
 use secateur_tokenizer::TokenizerError;
 use std::cell::Cell;
+use std::time::Duration;
 
 /// A model that answers every token with the next letter of a script: after reading `n` tokens it wants token
 /// `script[n]`. Letters are their own ids.

@@ -4,7 +4,8 @@
 
 use secateur_engine::{Engine, EngineOptions, Session};
 use secateur_generate::{
-    FinishReason, GenerateError, GenerateEvent, GenerateRequest, SamplingParams, Sequence, TextDecoder,
+    FinishReason, GenerateError, GenerateEvent, GenerateRequest, Generation, SamplingParams, Sequence, Step,
+    TextDecoder,
 };
 use secateur_model::KvDType;
 use secateur_model_file::ModelFile;
@@ -112,4 +113,92 @@ fn a_cancelled_prompt_leaves_a_sequence_that_answers_as_before() {
     assert_eq!((finished.reason, finished.usage.completion_tokens), (FinishReason::Cancelled, 0));
     let want = run(&mut Sequence::new(session(&engine)), &request);
     assert_eq!(run(&mut sequence, &request), want);
+}
+
+/// The answers of generations that take turns, each over a sequence of its own; the cache of the last one is lost
+/// after `lost_after` rounds.
+fn interleaved(engine: &Engine, requests: &[GenerateRequest], lost_after: usize) -> Vec<String> {
+    let vocab_size = engine.config().vocab_size;
+    let mut running: Vec<_> = requests
+        .iter()
+        .map(|request| {
+            let generation =
+                Generation::new(request.clone(), Numbers, None, vocab_size, CONTEXT_LEN).unwrap();
+            (generation, Sequence::new(session(engine)), String::new(), false)
+        })
+        .collect();
+    for round in 0..100 {
+        for (generation, sequence, text, is_over) in running.iter_mut().filter(|running| !running.3) {
+            let step = generation.step(sequence, &|| false, &mut |event| {
+                if let GenerateEvent::Delta { text: more, .. } = event {
+                    text.push_str(&more);
+                }
+                ControlFlow::Continue(())
+            });
+            *is_over = matches!(step.unwrap(), Step::Finished(_));
+        }
+        if let (true, Some(last)) = (round == lost_after, running.last_mut()) {
+            last.1 = Sequence::new(session(engine));
+        }
+    }
+    assert!(running.iter().all(|running| running.3), "all came to an end");
+    running.into_iter().map(|running| running.2).collect()
+}
+
+#[test]
+fn answers_that_take_turns_are_those_they_give_alone() {
+    let (_dir, engine) = engine();
+    let request = |seed: u64, prompt: &[u32]| GenerateRequest {
+        prompt: prompt.to_vec(),
+        max_tokens: 12 + seed as usize,
+        sampling: SamplingParams { temperature: 0.8, seed, ..SamplingParams::default() },
+        ..GenerateRequest::default()
+    };
+    let requests = [request(1, &[5, 6, 7]), request(2, &[9, 8]), request(3, &[3, 1, 4, 1, 5, 9])];
+    let alone: Vec<String> =
+        requests.iter().map(|request| run(&mut Sequence::new(session(&engine)), request).0).collect();
+    assert_eq!(interleaved(&engine, &requests, usize::MAX), alone);
+    assert_eq!(interleaved(&engine, &requests, 4), alone, "reading the tokens again changes nothing");
+}
+
+#[test]
+fn a_cache_that_grows_and_shrinks_keeps_its_tokens() {
+    let (_dir, engine) = engine();
+    let request = GenerateRequest { prompt: (0..20).collect(), max_tokens: 30, ..GenerateRequest::default() };
+    let want = run(&mut Sequence::new(session(&engine)), &request).0;
+    for kv_dtype in [KvDType::F32, KvDType::F16] {
+        let mut sequence = Sequence::new(engine.session(1, kv_dtype).unwrap());
+        let mut generation =
+            Generation::new(request.clone(), Numbers, None, engine.config().vocab_size, CONTEXT_LEN).unwrap();
+        let mut text = String::new();
+        loop {
+            // As tight as can be, so that every step moves the cache.
+            let places = generation.places_needed(&sequence).max(1);
+            sequence.model_mut().resize(places).unwrap();
+            let step = generation.step(&mut sequence, &|| false, &mut |event| {
+                if let GenerateEvent::Delta { text: more, .. } = event {
+                    text.push_str(&more);
+                }
+                ControlFlow::Continue(())
+            });
+            if matches!(step.unwrap(), Step::Finished(_)) {
+                break;
+            }
+        }
+        if kv_dtype == KvDType::F32 {
+            assert_eq!(text, want);
+        }
+        assert_eq!(sequence.model().context_len(), 49);
+        let fork = sequence.model().fork(30, 64).unwrap();
+        let tokens = sequence.tokens()[..30].to_vec();
+        let mut forked = Sequence::holding(fork, tokens.clone());
+        assert_eq!((forked.model().len(), forked.tokens()), (30, &tokens[..]));
+        if kv_dtype == KvDType::F32 {
+            let (again, _, cached_tokens) = run(&mut forked, &request);
+            assert_eq!((again, cached_tokens), (want.clone(), 19));
+        }
+        sequence.model_mut().resize(10).unwrap();
+        assert_eq!(sequence.model().len(), 10);
+        assert!(sequence.model_mut().resize(0).is_err());
+    }
 }
