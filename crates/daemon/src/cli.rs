@@ -182,6 +182,8 @@ pub(crate) enum Command {
     Prune(PruneCommand),
     /// Measure perplexity on a text or accuracy on multiple-choice tasks.
     Eval(EvalCommand),
+    /// Prune by several methods and evaluate them side by side.
+    Compare(CompareCommand),
     /// Generate text.
     Generate(GenerateCommand),
     /// Measure speed.
@@ -255,6 +257,44 @@ pub(crate) struct EvalCommand {
     /// Items to use, from the start.
     #[arg(long, value_name = "N", conflicts_with = "text")]
     pub(crate) max_items: Option<usize>,
+    #[command(flatten)]
+    pub(crate) run: RunArgs,
+    #[command(flatten)]
+    pub(crate) state: StateArgs,
+}
+
+#[derive(Debug, Args)]
+pub(crate) struct CompareCommand {
+    /// Model file, or id of a stored model.
+    pub(crate) model: String,
+    /// Share of decoder-layer parameters every method removes.
+    #[arg(long, value_name = "RATIO")]
+    pub(crate) ratio: f64,
+    /// Methods, with commas between them; all of them when absent.
+    #[arg(long, value_name = "METHODS", value_delimiter = ',')]
+    pub(crate) methods: Vec<String>,
+    /// Text to measure perplexity on; may be given several times.
+    #[arg(long, value_name = "FILE", required_unless_present = "tasks")]
+    pub(crate) text: Vec<PathBuf>,
+    /// Tokens of a window.
+    #[arg(long, value_name = "N", default_value_t = secateur_service::ops::DEFAULT_SEQ_LEN)]
+    pub(crate) seq_len: usize,
+    /// Tokens to use of each text, from its start.
+    #[arg(long, value_name = "N")]
+    pub(crate) max_tokens: Option<usize>,
+    /// JSON lines with `query`, `choices` and `gold`; may be given several times.
+    #[arg(long, value_name = "FILE")]
+    pub(crate) tasks: Vec<PathBuf>,
+    /// Items to use of each file of tasks, from the start.
+    #[arg(long, value_name = "N")]
+    pub(crate) max_items: Option<usize>,
+    /// Folder for the pruned models; they stay there.
+    #[arg(long, value_name = "DIR")]
+    pub(crate) out_dir: PathBuf,
+    #[command(flatten)]
+    pub(crate) plan: PlanArgs,
+    #[command(flatten)]
+    pub(crate) method: MethodArgs,
     #[command(flatten)]
     pub(crate) run: RunArgs,
     #[command(flatten)]
@@ -394,6 +434,7 @@ impl Command {
             Self::Serve(args) => args.layers(),
             Self::Plan(c) => vec![layer(&c.plan), layer(&c.run), layer(&c.state)],
             Self::Prune(c) => vec![layer(&c.plan), layer(&c.method), layer(&c.run), layer(&c.state)],
+            Self::Compare(c) => vec![layer(&c.plan), layer(&c.method), layer(&c.run), layer(&c.state)],
             Self::Eval(c) => vec![layer(&c.run), layer(&c.state)],
             Self::Generate(c) => vec![layer(&c.run), layer(&c.state)],
             Self::Bench(c) => vec![layer(&c.run), layer(&c.state)],

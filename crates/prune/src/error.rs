@@ -1,5 +1,6 @@
 //! What can go wrong while pruning.
 
+use crate::numeric::NumericError;
 use secateur_engine::EngineError;
 use secateur_model::{ConfigError, PruneRatio, WeightError};
 use std::path::PathBuf;
@@ -65,6 +66,9 @@ pub enum PruneError {
     /// The pruned configuration is not a model.
     #[error(transparent)]
     Config(#[from] ConfigError),
+    /// What was measured cannot be used.
+    #[error("measuring: {0}")]
+    Measure(#[from] NumericError),
     /// A solve failed in spite of damping.
     #[error("layer {layer_idx}: {what}")]
     Numeric {

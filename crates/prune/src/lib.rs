@@ -16,6 +16,7 @@ pub mod widths;
 
 mod apply;
 mod checkpoint;
+mod depth_pass;
 mod error;
 mod job;
 mod layer_pass;

@@ -7,6 +7,7 @@
 
 use crate::calibration::WINDOW_LEN;
 use crate::comp::LayerImportance;
+use crate::depth_pass::decide_depth;
 use crate::error::PruneError;
 use crate::job::{Job, Stage};
 use crate::layer_pass::{LayerDecision, advance, collect, numeric};
@@ -58,8 +59,10 @@ pub(crate) struct Decisions {
 
 /// Decides layer by layer.
 pub(crate) fn decide(job: &mut Job<'_>, method: &Method) -> Result<Decisions, PruneError> {
-    if method.spread == Spread::Uniform {
-        return Ok(Decisions { layers: even(job)?, importance: Vec::new() });
+    match method.spread {
+        Spread::Uniform => return Ok(Decisions { layers: even(job)?, importance: Vec::new() }),
+        Spread::Depth(depth) => return decide_depth(job, depth),
+        Spread::Measured => {}
     }
     let known: Option<Vec<LayerDamage>> =
         job.work.read(RECORD).map_err(|error| job.io_error(RECORD, error))?;

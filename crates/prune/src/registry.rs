@@ -2,7 +2,7 @@
 
 use crate::comp::Comp;
 use crate::error::PruneError;
-use crate::methods::{Fasp, Flap, Magnitude, SecondOrder, WandaSp, WidthMethod};
+use crate::methods::{DepthMethod, Fasp, Flap, Magnitude, SecondOrder, WandaSp, WidthMethod};
 
 /// How the cut is shared between layers.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -11,6 +11,8 @@ pub(crate) enum Spread {
     Uniform,
     /// By the damage each layer does, measured on the base model.
     Measured,
+    /// Whole layers leave, the others keep their width; the method's `width` is never asked.
+    Depth(DepthMethod),
 }
 
 /// A method as the pipeline runs it.
@@ -28,7 +30,7 @@ pub(crate) struct Method {
 /// The default method: COMP's stages with second-order selection, weight refit and measured widths.
 pub const DEFAULT_METHOD: &str = "comp-refit";
 
-static METHODS: [Method; 8] = [
+static METHODS: [Method; 10] = [
     Method { name: DEFAULT_METHOD, width: &SecondOrder, teacher_share: Some(0.2), spread: Spread::Measured },
     Method { name: "comp", width: &Comp::COLLINEARITY, teacher_share: None, spread: Spread::Measured },
     Method { name: "comp-condition", width: &Comp::CONDITION, teacher_share: None, spread: Spread::Uniform },
@@ -36,6 +38,13 @@ static METHODS: [Method; 8] = [
     Method { name: "wanda-sp", width: &WandaSp, teacher_share: None, spread: Spread::Uniform },
     Method { name: "flap", width: &Flap, teacher_share: None, spread: Spread::Uniform },
     Method { name: "fasp", width: &Fasp, teacher_share: None, spread: Spread::Uniform },
+    Method {
+        name: "shortgpt",
+        width: &Magnitude,
+        teacher_share: None,
+        spread: Spread::Depth(DepthMethod::ShortGpt),
+    },
+    Method { name: "sleb", width: &Magnitude, teacher_share: None, spread: Spread::Depth(DepthMethod::Sleb) },
     Method { name: "magnitude", width: &Magnitude, teacher_share: None, spread: Spread::Uniform },
 ];
 

@@ -374,7 +374,7 @@ impl From<NumericError> for Failure {
 #[test]
 fn depth_methods() {
     let influence = [0.9, 0.1, 0.3, 0.1, 0.2];
-    let never = &mut |_: &[bool]| -> Result<f64, Failure> { panic!("ShortGPT measures nothing") };
+    let never = &mut |_: &[bool], _: usize| -> Result<f64, Failure> { panic!("ShortGPT measures nothing") };
     assert_eq!(DepthMethod::ShortGpt.select_layers(&influence, 3, never), Ok(vec![1, 3, 4]));
     // Layers 1 and 2 are cheap alone and dear together: only measuring again after each removal sees it.
     let loss = |present: &[bool]| {
@@ -384,18 +384,18 @@ fn depth_methods() {
         sum + if !present[1] && !present[2] { 5.0 } else { 0.0 }
     };
     let mut n_calls = 0;
-    let mut oracle = |present: &[bool]| -> Result<f64, Failure> {
-        assert!(present[0] && present[4]);
+    let mut oracle = |present: &[bool], trial: usize| -> Result<f64, Failure> {
+        assert!(present[0] && present[4] && !present[trial]);
         n_calls += 1;
         Ok(loss(present))
     };
     assert_eq!(DepthMethod::Sleb.select_layers(&influence, 2, &mut oracle), Ok(vec![1, 3]));
     assert_eq!(n_calls, 3 + 2);
-    let cancelled = DepthMethod::Sleb.select_layers(&influence, 1, &mut |_| Err(Failure::Cancelled));
+    let cancelled = DepthMethod::Sleb.select_layers(&influence, 1, &mut |_, _| Err(Failure::Cancelled));
     assert_eq!(cancelled, Err(Failure::Cancelled));
-    let too_many = DepthMethod::Sleb.select_layers(&influence, 4, &mut |_| Ok::<_, Failure>(0.0));
+    let too_many = DepthMethod::Sleb.select_layers(&influence, 4, &mut |_, _| Ok::<_, Failure>(0.0));
     assert!(matches!(too_many, Err(Failure::Numeric(NumericError::Range { value: 4.0, .. }))));
-    let nan = DepthMethod::Sleb.select_layers(&influence, 1, &mut |_| Ok::<_, Failure>(f64::NAN));
+    let nan = DepthMethod::Sleb.select_layers(&influence, 1, &mut |_, _| Ok::<_, Failure>(f64::NAN));
     assert!(nan.is_err());
     assert_eq!(DepthMethod::from_name("sleb"), Some(DepthMethod::Sleb));
 }

@@ -39,7 +39,7 @@ pub use handle::{AddSpecial, Heartbeat, ServiceHandle};
 pub use jobs::JobEvents;
 pub use opened::OpenModel;
 pub use options::{DEFAULT_QUEUE_LEN, ServiceOptions};
-pub use pruning::{DEFAULT_METHOD, PruneSettings};
+pub use pruning::{DEFAULT_METHOD, PruneSettings, method_names};
 pub use secateur_memory::format_bytes;
 pub use secateur_tensor::kernels::heap::return_large_blocks;
 pub use start::Service;

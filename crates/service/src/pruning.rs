@@ -10,7 +10,7 @@ use rustix::fs::{FlockOperation, flock};
 use secateur_memory::format_bytes;
 use secateur_model::PrunePlan;
 use secateur_model_file::{WriteOptions, Written, write_gguf};
-pub use secateur_prune::DEFAULT_METHOD;
+pub use secateur_prune::{DEFAULT_METHOD, method_names};
 use secateur_prune::{Progress, PruneOutcome, PruneRequest, discard_work, prune};
 use std::fs::{self, File};
 use std::path::{Path, PathBuf};

@@ -23,6 +23,7 @@ pub(crate) fn run(
         Command::Plan(args) => work::plan(&args, settings, json),
         Command::Prune(args) => work::prune(&args, settings, json),
         Command::Eval(args) => work::eval(&args, settings, json),
+        Command::Compare(args) => work::compare(&args, settings, json),
         Command::Generate(args) => work::generate(&args, settings, json),
         Command::Bench(args) => work::bench(&args, settings, json),
         Command::Inspect(args) => work::inspect(&args, settings, json),

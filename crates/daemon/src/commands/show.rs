@@ -4,8 +4,8 @@ use crate::output::table;
 use secateur_service::api::{FootprintView, LayerView};
 use secateur_service::format_bytes;
 use secateur_service::ops::{
-    BenchReport, DoctorReport, EvalReport, GenerateReport, InspectReport, Level, PlanReport, PruneFileReport,
-    TasksReport,
+    BenchReport, CompareReport, DoctorReport, EvalReport, GenerateReport, InspectReport, Level, PlanReport,
+    PruneFileReport, TasksReport,
 };
 
 fn percent(share: f64) -> String {
@@ -105,6 +105,28 @@ pub(super) fn tasks(report: &TasksReport) -> String {
         ("items", format!("{} (guessing gets {})", report.items, percent(report.chance))),
         ("peak memory", format_bytes(report.rss_peak_bytes)),
     ])
+}
+
+/// A Markdown table: perplexity for each text, `acc / acc_norm` for each file of tasks.
+pub(super) fn compare(report: &CompareReport) -> String {
+    let Some(first) = report.rows.first() else { return String::new() };
+    let mut head = vec!["method".to_owned(), "removed".to_owned(), "size".to_owned()];
+    head.extend(first.texts.iter().map(|text| text.text.clone()));
+    head.extend(first.tasks.iter().map(|tasks| format!("{} acc / acc_norm", tasks.tasks)));
+    head.push("seconds".to_owned());
+    let row = |cells: &[String]| format!("| {} |", cells.join(" | "));
+    let mut lines = vec![row(&head), row(&vec!["---".to_owned(); head.len()])];
+    for of in &report.rows {
+        let mut cells = vec![of.method.clone(), percent(of.ratio_reached), format_bytes(of.bytes)];
+        cells.extend(of.texts.iter().map(|text| format!("{:.2}", text.perplexity)));
+        cells.extend(of.tasks.iter().map(|tasks| {
+            format!("{} / {} +- {}", percent(tasks.acc), percent(tasks.acc_norm), percent(tasks.acc_stderr))
+        }));
+        cells.push(format!("{:.0}", of.prune_seconds));
+        lines.push(row(&cells));
+    }
+    lines.push(format!("{} calibration tokens for every method", report.calibration_tokens));
+    lines.join("\n")
 }
 
 pub(super) fn generated(report: &GenerateReport) -> String {

@@ -1,7 +1,9 @@
 //! Commands on one model: plan, prune, eval, generate, bench, inspect.
 
 use super::show;
-use crate::cli::{BenchCommand, EvalCommand, GenerateCommand, InspectCommand, PlanCommand, PruneCommand};
+use crate::cli::{
+    BenchCommand, CompareCommand, EvalCommand, GenerateCommand, InspectCommand, PlanCommand, PruneCommand,
+};
 use crate::failure::{Failure, INTERRUPTED, OK};
 use crate::output;
 use crate::progress::ProgressLine;
@@ -9,9 +11,10 @@ use crate::settings::Settings;
 use crate::signals::cancel_flag;
 use secateur_service::api::{GenerationParams, SamplingParams};
 use secateur_service::ops::{
-    self, BenchRequest, EvalRequest, GenerateOptions, PromptKind, PruneFileRequest, TasksRequest,
+    self, BenchRequest, CompareProgress, CompareRequest, EvalRequest, GenerateOptions, PromptKind,
+    PruneFileRequest, TasksRequest,
 };
-use secateur_service::{OpenModel, resolve_model};
+use secateur_service::{OpenModel, method_names, resolve_model};
 use std::path::PathBuf;
 use std::process::ExitCode;
 
@@ -76,6 +79,38 @@ pub(super) fn eval(args: &EvalCommand, settings: &Settings, json: bool) -> Resul
         }
         (None, None) => return Err(Failure::usage("give --text or --tasks")),
     }
+    Ok(ExitCode::from(OK))
+}
+
+pub(super) fn compare(args: &CompareCommand, settings: &Settings, json: bool) -> Result<ExitCode, Failure> {
+    let model = open(&args.model, settings)?;
+    let methods = if args.methods.is_empty() {
+        method_names().into_iter().map(str::to_owned).collect()
+    } else {
+        args.methods.clone()
+    };
+    let request = CompareRequest {
+        methods,
+        settings: settings.prune(Some(args.ratio)),
+        texts: args.text.clone(),
+        seq_len: args.seq_len,
+        max_tokens: args.max_tokens,
+        tasks: args.tasks.clone(),
+        max_items: args.max_items,
+        out_dir: args.out_dir.clone(),
+        run: settings.run(),
+    };
+    let cancel = cancel_flag();
+    let mut line = ProgressLine::new();
+    let mut show = |method: &str, at: CompareProgress<'_>| match at {
+        CompareProgress::Prune(view) => line.prune(view),
+        CompareProgress::Eval(file, at) => {
+            line.count(&format!("{method}: {file}"), at.done, at.total, &format!("{:.3}", at.so_far));
+        }
+    };
+    let report = ops::compare(&model, &request, &mut show, &cancel)?;
+    drop(line);
+    output::report(&report, json, show::compare)?;
     Ok(ExitCode::from(OK))
 }
 

@@ -124,3 +124,31 @@ fn two_jobs_do_not_share_a_work_folder() {
     drop(stderr);
     first.wait().unwrap();
 }
+
+#[test]
+fn every_method_runs_and_is_compared_with_the_base_model() {
+    let home = Home::with_slow_model();
+    fs::write(home.path("text.txt"), "the quick brown fox jumps over the lazy dog. ".repeat(40)).unwrap();
+    let mut args = vec!["compare", str_of(&home.model), "--ratio", "0.34", "--text", "text.txt"];
+    args.extend(["--seq-len", "64", "--max-tokens", "256", "--out-dir", "rows"]);
+    args.extend(["--calibration-tokens", "1024", "--memory-budget", "512MiB", "--json"]);
+    let report = home.json(&args);
+    let rows = report["rows"].as_array().unwrap();
+    let names: Vec<&str> = rows.iter().map(|row| row["method"].as_str().unwrap()).collect();
+    let mut want = vec!["base"];
+    want.extend(secateur_service::method_names());
+    assert_eq!(names, want);
+    for row in &rows[1..] {
+        let reached = row["ratio_reached"].as_f64().unwrap();
+        assert!((reached - 0.34).abs() < 0.06, "{row}");
+        assert!(1.0 < row["texts"][0]["perplexity"].as_f64().unwrap(), "{row}");
+        let file = home.path(&format!("rows/{}.gguf", row["method"].as_str().unwrap()));
+        let inspect = home.json(&["inspect", str_of(&file), "--json"]);
+        let depth = ["shortgpt", "sleb"].contains(&row["method"].as_str().unwrap());
+        assert_eq!(inspect["n_layers"].as_u64().unwrap() < 6, depth, "{row}");
+    }
+    let args = ["compare", str_of(&home.model), "--ratio", "0.3", "--text", "text.txt", "--out-dir", "rows"];
+    let output = home.run(&[&args[..], &["--methods", "comp,none-such", "--json"]].concat());
+    assert!(!output.status.success());
+    assert!(last_object(&output)["error"].as_str().unwrap().contains("none-such"));
+}

@@ -37,15 +37,16 @@ impl DepthMethod {
     /// Returns the `n_remove` layers that leave, in the order they are chosen.
     ///
     /// `influence`: block influence of each layer on the dense model (its length is the number of layers).
-    /// `nll`: loss on the calibration set of the model in which layer l is present where `present[l]`; only
-    /// [`Self::Sleb`] calls it, about `n_remove * n_layers` times.
+    /// `nll(present, trial)`: loss on the calibration set of the model in which layer l is present where
+    /// `present[l]`; `trial` is the layer that is absent for the first time, in rising order, so that what comes
+    /// before it may be kept. Only [`Self::Sleb`] calls it, about `n_remove * n_layers` times.
     /// # Errors
     /// [`NumericError::Range`] when there are not so many removable layers or a measure is NaN; what `nll` fails with.
     pub fn select_layers<E: From<NumericError>>(
         self,
         influence: &[f64],
         n_remove: usize,
-        nll: &mut dyn FnMut(&[bool]) -> Result<f64, E>,
+        nll: &mut dyn FnMut(&[bool], usize) -> Result<f64, E>,
     ) -> Result<Vec<usize>, E> {
         let n_layers = influence.len();
         let removable = match self {
@@ -82,7 +83,7 @@ fn not_nan(what: &'static str, values: &[f64]) -> Result<(), NumericError> {
 fn greedy<E: From<NumericError>>(
     n_layers: usize,
     n_remove: usize,
-    nll: &mut dyn FnMut(&[bool]) -> Result<f64, E>,
+    nll: &mut dyn FnMut(&[bool], usize) -> Result<f64, E>,
 ) -> Result<Vec<usize>, E> {
     let mut present = vec![true; n_layers];
     let mut removed = Vec::with_capacity(n_remove);
@@ -93,7 +94,7 @@ fn greedy<E: From<NumericError>>(
                 continue;
             }
             present[layer_idx] = false;
-            let loss = nll(&present);
+            let loss = nll(&present, layer_idx);
             present[layer_idx] = true;
             let loss = loss?;
             not_nan("loss without a layer", &[loss])?;

@@ -4,6 +4,7 @@
 //! keeps the whole process within the budget it is given, or says which budget would do.
 
 mod bench;
+mod compare;
 mod doctor;
 mod eval;
 mod generate;
@@ -14,6 +15,9 @@ mod run;
 mod tasks;
 
 pub use bench::{BenchReport, BenchRequest, Spread, bench};
+pub use compare::{
+    CompareProgress, CompareReport, CompareRequest, CompareRow, TaskScore, TextScore, compare,
+};
 pub use doctor::{DoctorReport, DoctorRequest, Finding, Level, doctor};
 pub use eval::{DEFAULT_SEQ_LEN, EvalProgress, EvalReport, EvalRequest, eval_text};
 pub use generate::{DEFAULT_MAX_TOKENS, GenerateOptions, GenerateReport, PromptKind, generate};
