@@ -225,6 +225,9 @@ pub(crate) struct PruneCommand {
     /// Share of decoder-layer parameters to remove; the memory budget decides when absent.
     #[arg(long, value_name = "RATIO")]
     pub(crate) ratio: Option<f64>,
+    /// Write a page that shows the outcome layer by layer.
+    #[arg(long, value_name = "FILE.html")]
+    pub(crate) report: Option<PathBuf>,
     /// Form of the file: gguf.
     #[arg(long, value_name = "FORMAT", default_value = "gguf")]
     pub(crate) format: String,

@@ -38,8 +38,12 @@ pub(super) fn prune(args: &PruneCommand, settings: &Settings, json: bool) -> Res
         return Err(Failure::usage(format!("--format `{}`: this version writes gguf", args.format)));
     }
     let model = open(&args.model, settings)?;
-    let request =
-        PruneFileRequest { out: args.out.clone(), settings: settings.prune(args.ratio), run: settings.run() };
+    let request = PruneFileRequest {
+        out: args.out.clone(),
+        settings: settings.prune(args.ratio),
+        run: settings.run(),
+        report: args.report.clone(),
+    };
     let cancel = cancel_flag();
     let mut line = ProgressLine::new();
     let report = ops::prune_to_file(model, &request, &mut |view| line.prune(&view), &cancel)?;

@@ -18,7 +18,11 @@ fn prune_args<'a>(home: &'a Home, out: &'a str, extra: &[&'a str]) -> Vec<&'a st
 #[test]
 fn a_pruned_file_is_what_its_report_says() {
     let home = Home::with_slow_model();
-    let report = home.json(&prune_args(&home, "out.gguf", &[]));
+    let report = home.json(&prune_args(&home, "out.gguf", &["--report", "page.html"]));
+    let page = fs::read_to_string(home.path("page.html")).unwrap();
+    assert!(page.starts_with("<!doctype html>") && page.ends_with("</html>\n"));
+    assert!(page.contains(report["output_digest"].as_str().unwrap()));
+    assert!(page.contains("layer 5: ") && !page.contains("<script"), "a bar for every layer, and no script");
     let out = home.path("out.gguf");
     let bytes = fs::read(&out).unwrap();
     assert_eq!(report["output_digest"], blake3::hash(&bytes).to_hex().as_str());

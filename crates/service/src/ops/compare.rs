@@ -30,7 +30,7 @@ pub struct CompareRequest {
     pub tasks: Vec<PathBuf>,
     /// Items used of each file.
     pub max_items: Option<usize>,
-    /// Folder for the pruned models, which stay there. A rerun takes up what it finds unfinished.
+    /// Folder for the pruned models and their pages, which stay there. A rerun takes up what it finds unfinished.
     pub out_dir: PathBuf,
     /// How models are run.
     pub run: RunOptions,
@@ -128,7 +128,8 @@ pub fn compare(
         let out = request.out_dir.join(format!("{method}.gguf"));
         let mut settings = request.settings.clone();
         settings.method.clone_from(method);
-        let prune = PruneFileRequest { out: out.clone(), settings, run: request.run.clone() };
+        let report = Some(request.out_dir.join(format!("{method}.html")));
+        let prune = PruneFileRequest { out: out.clone(), settings, run: request.run.clone(), report };
         let mut show = |view: ProgressView| progress(method, CompareProgress::Prune(&view));
         let pruned = prune_to_file(model.clone(), &prune, &mut show, cancel)?;
         let result = OpenModel::open(&out)?;

@@ -11,6 +11,7 @@ mod generate;
 mod inspect;
 mod models;
 mod prune;
+mod report;
 mod run;
 mod tasks;
 

@@ -3,14 +3,14 @@
 use crate::ServiceError;
 use crate::api::{FootprintView, PlanView, ProgressView};
 use crate::budget::{Budget, PlanSettings, plan_file, plan_view, resident_bytes};
-use crate::convert::invalid;
+use crate::convert::{invalid, io_error};
 use crate::opened::OpenModel;
 use crate::ops::run::RunOptions;
 use crate::pruning::{Prepared, PruneSettings, Run, run, work_dir_beside, write_error};
 use secateur_model::PlanAction;
 use secateur_model::WeightSource;
 use secateur_model_file::{ModelFile, WriteOptions, write_gguf};
-use secateur_prune::PruneReport;
+use secateur_prune::{LayerReport, PruneReport};
 use serde::Serialize;
 use std::path::{Path, PathBuf};
 use std::sync::atomic::AtomicBool;
@@ -56,6 +56,8 @@ pub struct PruneFileRequest {
     pub settings: PruneSettings,
     /// The budget for the job itself, which also decides how much is cut unless a ratio does.
     pub run: RunOptions,
+    /// File for a page that shows the outcome layer by layer.
+    pub report: Option<PathBuf>,
 }
 
 /// What was done.
@@ -133,13 +135,16 @@ pub fn prune_to_file(
     let prepared = Prepared::new(model, request.settings.clone(), budget.bytes())?;
     tracing::info!(reason = prepared.plan.reason, "planned");
     if prepared.plan.action == PlanAction::Untouched {
-        return copy_untouched(&prepared, request, budget.bytes(), started);
+        let report = copy_untouched(&prepared, request, budget.bytes(), started)?;
+        write_page(request, &report, &[])?;
+        return Ok(report);
     }
     let work_dir = work_dir_beside(&request.out);
     let how = Run { work_dir: &work_dir, budget_bytes: budget.bytes(), n_threads, progress, cancel };
     let finished = run(&prepared, how)?;
     let written = prepared.write(&finished.outcome, &request.out)?;
     let report = finished.outcome.report.clone();
+    let layers = report.layers.clone();
     finished.discard_work()?;
     let mut report = file_report(&prepared, request, report, budget.bytes());
     report.output_digest = written.digest;
@@ -148,7 +153,18 @@ pub fn prune_to_file(
     report.notes.extend(written.notes);
     report.seconds_total = started.elapsed().as_secs_f64();
     report.rss_peak_bytes = resident_bytes().1;
+    write_page(request, &report, &layers)?;
     Ok(report)
+}
+
+/// Writes the page, when one is wanted.
+fn write_page(
+    request: &PruneFileRequest,
+    report: &PruneFileReport,
+    layers: &[LayerReport],
+) -> Result<(), ServiceError> {
+    let Some(path) = &request.report else { return Ok(()) };
+    std::fs::write(path, super::report::html(report, layers)).map_err(|error| io_error(path, error))
 }
 
 /// The result must not be the model it is made from, and its folder must be there.
