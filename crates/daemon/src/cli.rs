@@ -73,6 +73,11 @@ pub(crate) struct PlanArgs {
     #[arg(long, value_name = "DTYPE")]
     #[serde(skip_serializing_if = "Option::is_none")]
     dtype: Option<String>,
+    /// Storage of token table and output head: auto, keep or a dtype. auto stores them in fewer bits when a budget
+    /// asks for less memory and that costs less than pruning.
+    #[arg(long, value_name = "DTYPE")]
+    #[serde(skip_serializing_if = "Option::is_none")]
+    table_dtype: Option<String>,
     /// How keys and values are kept while serving: f16 or f32.
     #[arg(long, value_name = "DTYPE")]
     #[serde(skip_serializing_if = "Option::is_none")]

@@ -36,6 +36,7 @@ pub(crate) struct Settings {
     pub(crate) method: String,
     pub(crate) policy: String,
     pub(crate) dtype: String,
+    pub(crate) table_dtype: String,
     pub(crate) seed: u64,
     pub(crate) calibration: Option<PathBuf>,
     pub(crate) calibration_tokens: Option<usize>,
@@ -61,6 +62,7 @@ impl Default for Settings {
             method: DEFAULT_METHOD.into(),
             policy: "quality".into(),
             dtype: "keep".into(),
+            table_dtype: "auto".into(),
             seed: 0,
             calibration: None,
             calibration_tokens: None,
@@ -89,6 +91,7 @@ impl Settings {
             context_len: self.context_len,
             policy: Some(self.policy.clone()),
             dtype: Some(self.dtype.clone()),
+            table_dtype: Some(self.table_dtype.clone()),
             kv_dtype: Some(self.kv_dtype.clone()),
         }
     }

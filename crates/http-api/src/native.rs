@@ -45,7 +45,7 @@ pub(crate) async fn plan<B: Backend>(State(state): State<AppState<B>>, body: Jso
 }
 
 fn plan_query(body: &[u8]) -> Result<PlanQuery, ApiError> {
-    let known = &["model", "memory_budget", "ratio", "context_len", "policy", "dtype"];
+    let known = &["model", "memory_budget", "ratio", "context_len", "policy", "dtype", "table_dtype"];
     let fields = Fields::of_strict_body(body, known)?;
     Ok(PlanQuery {
         model: fields.name("model")?,
@@ -54,6 +54,7 @@ fn plan_query(body: &[u8]) -> Result<PlanQuery, ApiError> {
         context_len: fields.integer("context_len", 1, MAX_CONTEXT_LEN)?.map(|len| len as usize),
         policy: fields.name("policy")?,
         dtype: fields.name("dtype")?,
+        table_dtype: fields.name("table_dtype")?,
     })
 }
 
@@ -91,6 +92,7 @@ fn prune_query(body: &[u8]) -> Result<PruneQuery, ApiError> {
         "method",
         "policy",
         "dtype",
+        "table_dtype",
         "seed",
         "calibration_tokens",
         "calibration_text",
@@ -106,6 +108,7 @@ fn prune_query(body: &[u8]) -> Result<PruneQuery, ApiError> {
         method: fields.name("method")?,
         policy: fields.name("policy")?,
         dtype: fields.name("dtype")?,
+        table_dtype: fields.name("table_dtype")?,
         seed: fields.integer("seed", 0, u64::MAX)?,
         calibration_tokens: size(fields.integer("calibration_tokens", 1, MAX_CALIBRATION_TOKENS)?),
         calibration_text: fields.string("calibration_text")?,

@@ -20,8 +20,8 @@ mod watchdog;
 pub use budget::{BudgetError, MemoryBudget, Percent, ResolvedBudget};
 pub use plan::{
     DEFAULT_CONTEXT_LEN, DEFAULT_PREFILL_TOKENS, DEFAULT_RUNTIME_BYTES, LayerWeights, MAX_RATIO,
-    MIN_CONTEXT_LEN, PlanError, PlanRequest, Refusal, SHORTER_CONTEXT_RATIO, WeightsSummary, footprint, plan,
-    plan_ratio, predicted_perplexity_factor,
+    MIN_CONTEXT_LEN, PlanError, PlanRequest, Refusal, SHORTER_CONTEXT_RATIO, Tables, WeightsSummary,
+    footprint, plan, plan_ratio, predicted_perplexity_factor,
 };
 pub use probe::{
     CpuAllowance, LinuxProbe, Pressure, PressureAverages, Probe, ProbeError, ProbeRoot, SystemProbe, probe,

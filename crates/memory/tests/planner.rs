@@ -3,7 +3,7 @@
 
 use proptest::prelude::*;
 use secateur_memory::{
-    DEFAULT_CONTEXT_LEN, MIN_CONTEXT_LEN, PlanError, PlanRequest, Refusal, SHORTER_CONTEXT_RATIO,
+    DEFAULT_CONTEXT_LEN, MIN_CONTEXT_LEN, PlanError, PlanRequest, Refusal, SHORTER_CONTEXT_RATIO, Tables,
     WeightsSummary, footprint, plan, plan_ratio,
 };
 use secateur_model::{
@@ -144,6 +144,51 @@ fn a_dtype_may_do_instead_of_a_cut() {
     assert_eq!(same.action, PlanAction::Untouched);
     let error = plan(&config, &weights, 200 * MIB, &PlanRequest { dtype: Some(DType::Q4_K), ..q8 });
     assert_eq!(error, Err(PlanError::DType(DType::Q4_K)));
+}
+
+#[test]
+fn tables_are_stored_in_fewer_bits_before_much_is_cut() {
+    let config = reference();
+    let mut weights = WeightsSummary::uniform(&config, DType::Q4_1);
+    let table = |dtype: DType| 49152 * dtype.row_bytes(576).unwrap() as u64;
+    weights.file_bytes += table(DType::Q8_0) - weights.embedding_bytes;
+    (weights.embedding_bytes, weights.embedding_dtype) = (table(DType::Q8_0), DType::Q8_0);
+    let with = |budget, tables, dtype| {
+        let request = PlanRequest { tables, dtype, context_len: Some(512), ..PlanRequest::default() };
+        plan(&config, &weights, budget, &request)
+    };
+    let whole = footprint(&config, &weights, 512, &PlanRequest::default()).unwrap().total_bytes();
+    let untouched = with(whole, Tables::Auto, None).unwrap();
+    assert_eq!((untouched.action, untouched.table_dtype), (PlanAction::Untouched, None));
+    // A little less: the table alone gives it, in the kinder of the two dtypes.
+    let saved = table(DType::Q8_0) - table(DType::Q4_1);
+    let kinder = with(whole - saved, Tables::Auto, None).unwrap();
+    assert_eq!((kinder.action, kinder.table_dtype), (PlanAction::Prune, Some(DType::Q4_1)));
+    assert_eq!((kinder.ratio, kinder.footprint.total_bytes()), (PruneRatio::ZERO, whole - saved));
+    assert_eq!(kinder.base_footprint.total_bytes(), whole);
+    assert!(kinder.reason.contains("token table is stored as q4_1"), "{}", kinder.reason);
+    // Less still: both, and less of a cut than without.
+    let (both, cut) =
+        (with(whole - 2 * saved, Tables::Auto, None), with(whole - 2 * saved, Tables::Keep, None));
+    let (both, cut) = (both.unwrap(), cut.unwrap());
+    assert!(PruneRatio::ZERO < both.ratio && both.ratio < cut.ratio);
+    assert!(both.predicted_perplexity_factor < cut.predicted_perplexity_factor);
+    assert!(cut.table_dtype.is_none());
+    // The smallest feasible budget counts on the smallest table, and is exact.
+    let Err(PlanError::Refused(refusal)) = with(0, Tables::Auto, None) else {
+        panic!("nothing fits into nothing")
+    };
+    let Err(PlanError::Refused(kept)) = with(0, Tables::Keep, None) else {
+        panic!("nothing fits into nothing")
+    };
+    let most = table(DType::Q8_0) - table(DType::Q4_0);
+    assert_eq!(kept.smallest_budget_bytes - refusal.smallest_budget_bytes, most);
+    let smallest = with(refusal.smallest_budget_bytes, Tables::Auto, None).unwrap();
+    assert_eq!(smallest.footprint.total_bytes(), refusal.smallest_budget_bytes);
+    assert_eq!(smallest.table_dtype, Some(DType::Q4_0));
+    // A dtype that makes the tables no smaller changes nothing, and one that cannot be written is refused.
+    assert_eq!(with(whole, Tables::As(DType::F16), None).unwrap().action, PlanAction::Untouched);
+    assert_eq!(with(whole, Tables::As(DType::Q4_K), None), Err(PlanError::DType(DType::Q4_K)));
 }
 
 /// Bytes of the reference shape cut as `plan` says, from first principles.

@@ -136,6 +136,8 @@ pub struct PrunePlan {
     pub ratio: PruneRatio,
     /// Storage dtype of the result's matrices; `None` keeps the source's.
     pub dtype: Option<DType>,
+    /// Storage dtype of token table and output head when they are stored anew before anything is cut.
+    pub table_dtype: Option<DType>,
     /// Layers to remove whole, ascending; may be left to the pruner's measurements (empty).
     pub layers_to_remove: Vec<LayerIdx>,
     /// Planned shape of every remaining layer. With [`PlanPolicy::Quality`] the pruner may move

@@ -11,7 +11,7 @@ use crate::overlay::{OverlaySource, verify_layer};
 use crate::registry::{Method, method};
 use crate::streams::{Side, Streams};
 use secateur_engine::{Embedding, Head};
-use secateur_model::{ModelConfig, WeightSource};
+use secateur_model::{ModelConfig, PruneRatio, WeightSource};
 use secateur_tensor::kernels::ThreadPool;
 use std::collections::BTreeMap;
 use std::sync::Arc;
@@ -40,6 +40,9 @@ pub fn prune(
     cancel: &AtomicBool,
 ) -> Result<PruneOutcome, PruneError> {
     let method = method(&request.method)?;
+    if request.ratio == PruneRatio::ZERO {
+        return Ok(nothing_to_cut(request));
+    }
     let set = CalibrationSet::new(request.calibration_tokens.clone(), request.fit_tokens)?;
     let io = |source| PruneError::Io { path: request.work_dir.clone(), source };
     let (work, resumed) = WorkDir::open(&request.work_dir, &fingerprint(request, &set)).map_err(io)?;
@@ -55,6 +58,29 @@ pub fn prune(
     let report = summarize(&job, source.config(), layers, Losses { before, after }, resumed);
     job.report(Stage::Evaluate, None, 1.0, None);
     Ok(PruneOutcome { report, source: Arc::new(source) })
+}
+
+/// The outcome of a job that only stores the model in another way.
+fn nothing_to_cut(request: &PruneRequest) -> PruneOutcome {
+    let params = request.source.config().all_layer_params();
+    let report = PruneReport {
+        method: request.method.clone(),
+        seed: request.seed,
+        ratio_asked: 0.0,
+        ratio_reached: 0.0,
+        params_before: params,
+        params_after: params,
+        layers_removed: Vec::new(),
+        layers: Vec::new(),
+        calibration_tokens: 0,
+        held_out_tokens: 0,
+        held_out_loss_before: 0.0,
+        held_out_loss_after: 0.0,
+        seconds: BTreeMap::new(),
+        resumed: false,
+        notes: vec!["nothing is cut, so nothing was measured".to_owned()],
+    };
+    PruneOutcome { report, source: Arc::new(OverlaySource::new(request.source.clone())) }
 }
 
 /// Removes the work folder of a job whose result has been stored.

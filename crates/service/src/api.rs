@@ -198,6 +198,8 @@ pub struct PlanQuery {
     pub policy: Option<String>,
     /// `keep` (default), `f32`, `f16`, `q8_0`, `q4_0`, `q4_1`.
     pub dtype: Option<String>,
+    /// Token table and output head: `auto` (default), `keep`, or a dtype.
+    pub table_dtype: Option<String>,
 }
 
 /// Asks for a pruned model in the store.
@@ -219,6 +221,8 @@ pub struct PruneQuery {
     pub policy: Option<String>,
     /// `keep` (default), `f32`, `f16`, `q8_0`, `q4_0`, `q4_1`.
     pub dtype: Option<String>,
+    /// Token table and output head: `auto` (default), `keep`, or a dtype.
+    pub table_dtype: Option<String>,
     /// Seed of whatever is random; 0 when absent.
     pub seed: Option<u64>,
     /// Calibration tokens to fit on.

@@ -3,7 +3,9 @@
 use crate::ServiceError;
 use crate::api::{LimitView, MemoryView, PlanView};
 use crate::convert::{data_error, invalid};
-use secateur_memory::{MemoryBudget, MemoryStatus, PlanRequest, ProbeRoot, ResolvedBudget, WeightsSummary};
+use secateur_memory::{
+    MemoryBudget, MemoryStatus, PlanRequest, ProbeRoot, ResolvedBudget, Tables, WeightsSummary,
+};
 use secateur_model::{KvDType, PlanPolicy, PrunePlan, PruneRatio, WeightSource};
 use secateur_model_file::ModelFile;
 use secateur_tensor::DType;
@@ -81,6 +83,8 @@ pub struct PlanSettings {
     pub policy: Option<String>,
     /// `keep` or a dtype that can be written.
     pub dtype: Option<String>,
+    /// How token table and output head are stored: `auto` (also when absent), `keep` or a dtype.
+    pub table_dtype: Option<String>,
     /// `f16` or `f32`.
     pub kv_dtype: Option<String>,
 }
@@ -99,13 +103,33 @@ impl PlanSettings {
             let unknown = || invalid("kv_dtype", format!("`{name}` is not known, allowed are f16, f32"));
             KvDType::from_name(name).ok_or_else(unknown)
         });
+        let dtype = parse_dtype("dtype", self.dtype.as_deref())?;
         Ok(PlanRequest {
             context_len: self.context_len,
             policy: policy.transpose()?.unwrap_or_default(),
-            dtype: parse_dtype(self.dtype.as_deref())?,
+            dtype,
+            tables: self.tables(dtype)?,
             kv_dtype: kv_dtype.transpose()?.unwrap_or_default(),
             ..PlanRequest::default()
         })
+    }
+
+    /// What may happen to the tables when the matrices are stored as `dtype`.
+    fn tables(&self, dtype: Option<DType>) -> Result<Tables, ServiceError> {
+        // A dtype that is wide enough for the tables is meant for them too.
+        let follows = dtype.is_some_and(|dtype| !matches!(dtype, DType::Q4_0 | DType::Q4_1));
+        match self.table_dtype.as_deref() {
+            None | Some("auto") if follows => Ok(Tables::Keep),
+            None | Some("auto") => Ok(Tables::Auto),
+            name => match parse_dtype("table_dtype", name)? {
+                None => Ok(Tables::Keep),
+                Some(_) if follows => Err(invalid(
+                    "table_dtype",
+                    "goes with dtype keep, q4_0 or q4_1; others are for the tables too",
+                )),
+                Some(dtype) => Ok(Tables::As(dtype)),
+            },
+        }
     }
 
     /// The share to remove, checked.
@@ -122,10 +146,10 @@ impl PlanSettings {
 }
 
 /// `None` for `keep`.
-fn parse_dtype(name: Option<&str>) -> Result<Option<DType>, ServiceError> {
+fn parse_dtype(param: &'static str, name: Option<&str>) -> Result<Option<DType>, ServiceError> {
     let Some(name) = name.filter(|name| !name.eq_ignore_ascii_case("keep")) else { return Ok(None) };
     let allowed = "allowed are keep, f32, f16, bf16, q8_0, q4_0, q4_1";
-    let unknown = || invalid("dtype", format!("`{name}` is not known, {allowed}"));
+    let unknown = || invalid(param, format!("`{name}` is not known, {allowed}"));
     DType::from_name(name).map(Some).ok_or_else(unknown)
 }
 
@@ -170,6 +194,12 @@ mod tests {
             (PlanSettings { policy: text("fast"), ..base() }, "policy", "compatible"),
             (PlanSettings { dtype: text("int3"), ..base() }, "dtype", "q4_0"),
             (PlanSettings { kv_dtype: text("q8"), ..base() }, "kv_dtype", "f16"),
+            (PlanSettings { table_dtype: text("int3"), ..base() }, "table_dtype", "q4_0"),
+            (
+                PlanSettings { table_dtype: text("q4_0"), dtype: text("f16"), ..base() },
+                "table_dtype",
+                "dtype keep",
+            ),
             (PlanSettings { ratio: Some(1.0), ..base() }, "ratio", "below 1"),
             (PlanSettings { ratio: Some(f64::NAN), ..base() }, "ratio", "below 1"),
         ];
@@ -182,6 +212,14 @@ mod tests {
         let keep = PlanSettings { dtype: text("keep"), policy: text("compatible"), ..base() };
         let request = keep.request().unwrap();
         assert_eq!((request.dtype, request.policy), (None, PlanPolicy::Compatible));
+        assert_eq!(request.tables, Tables::Auto);
+        let tables = |dtype: &str, table: Option<&str>| {
+            let table_dtype = table.map(str::to_owned);
+            PlanSettings { dtype: text(dtype), table_dtype, ..base() }.request().unwrap().tables
+        };
+        assert_eq!(tables("f16", None), Tables::Keep);
+        assert_eq!(tables("q4_0", Some("keep")), Tables::Keep);
+        assert_eq!(tables("keep", Some("q4_1")), Tables::As(DType::Q4_1));
     }
 
     #[test]

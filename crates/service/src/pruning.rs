@@ -9,15 +9,16 @@ use crate::opened::OpenModel;
 use rustix::fs::{FlockOperation, flock};
 use secateur_memory::format_bytes;
 use secateur_model::PrunePlan;
-use secateur_model_file::{WriteOptions, Written, write_gguf};
+use secateur_model_file::{RetabledSource, WriteOptions, Written, write_gguf};
 pub use secateur_prune::{DEFAULT_METHOD, method_names};
 use secateur_prune::{Progress, PruneOutcome, PruneRequest, discard_work, prune};
 use std::fs::{self, File};
 use std::path::{Path, PathBuf};
+use std::sync::Arc;
 use std::sync::atomic::AtomicBool;
 
 /// Changes when the same inputs would give other bytes, so that older results are not taken for new ones.
-const KEY_VERSION: u32 = 1;
+const KEY_VERSION: u32 = 2;
 /// Keeps two processes from working in one folder.
 const LOCK_FILE: &str = "lock";
 
@@ -80,7 +81,7 @@ impl Prepared {
     pub(crate) fn key(&self) -> String {
         let plan = &self.plan;
         let text = format!(
-            "{KEY_VERSION} {}\n{}\n{}\n{}\n{}\n{}\n{}\n{}\n{:?}\n{:?}\n{:?}\n",
+            "{KEY_VERSION} {}\n{}\n{}\n{}\n{}\n{}\n{}\n{}\n{:?}\n{:?}\n{:?}\n{:?}\n",
             env!("CARGO_PKG_VERSION"),
             self.source_digest,
             self.calibration_digest,
@@ -90,6 +91,7 @@ impl Prepared {
             plan.ratio.get(),
             plan.policy.name(),
             plan.dtype,
+            plan.table_dtype,
             plan.layers_to_remove,
             plan.layers,
         );
@@ -97,9 +99,15 @@ impl Prepared {
     }
 
     fn request(&self, run: &Run<'_>) -> Result<PruneRequest, ServiceError> {
+        let (mut source, mut source_digest) = (self.model.source(), self.source_digest.clone());
+        if let Some(dtype) = self.plan.table_dtype {
+            let restored = RetabledSource::create(source, run.work_dir, dtype);
+            source = Arc::new(restored.map_err(|error| write_error(run.work_dir, error))?);
+            source_digest = format!("{source_digest} with tables as {dtype}");
+        }
         Ok(PruneRequest {
-            source: self.model.source(),
-            source_digest: self.source_digest.clone(),
+            source,
+            source_digest,
             calibration_tokens: self.settings.calibration.load(self.model.tokenizer())?,
             fit_tokens: self.fit_tokens,
             calibration_digest: self.calibration_digest.clone(),

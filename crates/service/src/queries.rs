@@ -51,6 +51,7 @@ impl Shared {
             context_len: query.context_len.or(own.context_len),
             policy: query.policy.clone().or(own.policy.clone()),
             dtype: query.dtype.clone().or(own.dtype.clone()),
+            table_dtype: query.table_dtype.clone().or(own.table_dtype.clone()),
             kv_dtype: own.kv_dtype.clone(),
         };
         let plan = plan_file(&open_file(&known.path)?, budget_bytes, &settings)?;

@@ -11,7 +11,7 @@ use crate::opened::OpenModel;
 use crate::pruning::{Finished, Prepared, PruneSettings, Run, run};
 use crate::shared::Shared;
 use crate::worker::{Worker, handle_request};
-use secateur_model::PlanAction;
+use secateur_model::{PlanAction, PrunePlan, PruneRatio};
 use secateur_store::{CalibrationRecord, Draft, Entry, SourceRecord};
 use std::collections::BTreeMap;
 use std::fs;
@@ -203,7 +203,7 @@ fn draft(prepared: &Prepared, known: &Known, report: serde_json::Value) -> Draft
     Draft {
         key: prepared.key(),
         generator: format!("secateur {}", env!("CARGO_PKG_VERSION")),
-        name: format!("{}-pruned-{:.0}", known.view.name, 100.0 * prepared.plan.ratio.get()),
+        name: result_name(&known.view.name, &prepared.plan),
         created_unix_s: unix_s(),
         source: SourceRecord {
             digest: prepared.source_digest.clone(),
@@ -222,6 +222,15 @@ fn draft(prepared: &Prepared, known: &Known, report: serde_json::Value) -> Draft
     }
 }
 
+/// `Name-pruned-17`, or `Name-q4_0` when nothing but the dtype changes.
+fn result_name(base: &str, plan: &PrunePlan) -> String {
+    let dtype = plan.table_dtype.or(plan.dtype).filter(|_| plan.ratio == PruneRatio::ZERO);
+    match dtype {
+        Some(dtype) => format!("{base}-{dtype}"),
+        None => format!("{base}-pruned-{:.0}", 100.0 * plan.ratio.get()),
+    }
+}
+
 /// The service's settings with what the query says in their place.
 pub(crate) fn prune_settings(base: &PruneSettings, query: &PruneQuery) -> PruneSettings {
     let mut settings = base.clone();
@@ -230,6 +239,7 @@ pub(crate) fn prune_settings(base: &PruneSettings, query: &PruneQuery) -> PruneS
     plan.context_len = query.context_len.or(plan.context_len);
     plan.policy = query.policy.clone().or(plan.policy.take());
     plan.dtype = query.dtype.clone().or(plan.dtype.take());
+    plan.table_dtype = query.table_dtype.clone().or(plan.table_dtype.take());
     if let Some(method) = &query.method {
         settings.method = method.clone();
     }

@@ -13,7 +13,7 @@ use crate::shared::{Control, Request, Shared};
 use crate::stream::EventSink;
 use secateur_engine::{Engine, Session};
 use secateur_generate::{FinishReason, Finished, GenerateEvent, GenerateRequest, Sequence};
-use secateur_memory::{PlanRequest, format_bytes};
+use secateur_memory::{PlanRequest, Tables, format_bytes};
 use secateur_model::{PlanAction, PrunePlan, WeightSource};
 use secateur_store::EntryInUse;
 use std::ops::ControlFlow;
@@ -191,7 +191,7 @@ impl Worker {
         let step_bytes = (STEP_NEURONS * 3 * model.file().config().hidden_size * size_of::<f32>()) as u64;
         let budget_bytes = self.shared.budget_bytes() + step_bytes;
         let plan_settings = &self.shared.options().prune.plan;
-        let base = PlanRequest { dtype: None, ..plan_settings.request()? };
+        let base = PlanRequest { dtype: None, tables: Tables::Keep, ..plan_settings.request()? };
         let summary = summarize(model.file())?;
         let config = model.file().config();
         let max_context = config.max_position_embeddings;

@@ -59,6 +59,10 @@ impl From<&LayerConfig> for LayerRecord {
     }
 }
 
+fn keep() -> String {
+    "keep".to_owned()
+}
+
 /// A decision of the planner.
 #[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
 pub struct PlanRecord {
@@ -70,6 +74,9 @@ pub struct PlanRecord {
     pub ratio: f64,
     /// Storage dtype of the result; `keep` for the source's.
     pub dtype: String,
+    /// Storage dtype of token table and output head; `keep` when they are stored as `dtype` says.
+    #[serde(default = "keep")]
+    pub table_dtype: String,
     /// Layers to remove whole.
     pub layers_to_remove: Vec<usize>,
     /// Planned shape of each remaining layer.
@@ -102,7 +109,8 @@ impl PlanRecord {
             action: action.to_owned(),
             policy: plan.policy.name().to_owned(),
             ratio: plan.ratio.get(),
-            dtype: plan.dtype.map_or("keep".to_owned(), |dtype| dtype.name().to_owned()),
+            dtype: plan.dtype.map_or_else(keep, |dtype| dtype.name().to_owned()),
+            table_dtype: plan.table_dtype.map_or_else(keep, |dtype| dtype.name().to_owned()),
             layers_to_remove: plan.layers_to_remove.clone(),
             layers: plan.layers.iter().map(LayerRecord::from).collect(),
             context_len: plan.context_len,

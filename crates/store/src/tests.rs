@@ -21,6 +21,7 @@ fn draft(key: &str) -> Draft {
             policy: "quality".into(),
             ratio: 0.2,
             dtype: "keep".into(),
+            table_dtype: "keep".into(),
             layers_to_remove: vec![],
             layers: vec![LayerRecord {
                 num_attention_heads: 4,

@@ -46,6 +46,9 @@ pub(super) fn plan(report: &PlanReport) -> String {
     ];
     if plan.action == "prune" {
         rows.push(("pruned needs", footprint(&plan.footprint)));
+        if plan.table_dtype != "keep" {
+            rows.push(("token table", format!("stored as {}", plan.table_dtype)));
+        }
         rows.push(("remove", format!("{} of the layers' parameters", percent(plan.ratio))));
         rows.push(("MLP widths", widths(&plan.layers)));
         rows.push(("perplexity", format!("times {:.2}, roughly", plan.predicted_perplexity_factor)));

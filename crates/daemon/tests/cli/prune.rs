@@ -58,6 +58,28 @@ fn a_model_that_fits_is_left_as_it_is() {
     assert_eq!(generate("same.gguf"), generate(str_of(&home.model)));
 }
 
+#[test]
+fn tables_are_stored_anew_alone_or_before_the_cut() {
+    let home = Home::with_slow_model();
+    let in_4_bits = |file: &str| home.json(&["inspect", file, "--json"])["dtypes"].get("q4_0").is_some();
+    assert!(!in_4_bits(str_of(&home.model)));
+    let args =
+        ["prune", str_of(&home.model), "--table-dtype", "q4_0", "--calibration-tokens", "1024", "--json"];
+    let alone = home.json(&[&args[..], &["-o", "alone.gguf", "--ratio", "0"]].concat());
+    assert_eq!(alone["ratio_reached"], 0.0);
+    assert!(alone["bytes_after"].as_u64() < alone["bytes_before"].as_u64());
+    assert!(alone["reason"].as_str().unwrap().contains("token table is stored as q4_0"), "{alone}");
+    let both = home.json(&[&args[..], &["-o", "both.gguf", "--ratio", "0.25"]].concat());
+    assert!(both["bytes_after"].as_u64() < alone["bytes_after"].as_u64());
+    for file in ["alone.gguf", "both.gguf"] {
+        assert!(in_4_bits(file), "{file}");
+        home.json(&["generate", file, "--prompt", "a", "--json"]);
+    }
+    let refused = home.run(&[&args[..], &["-o", "x.gguf", "--ratio", "0.25", "--dtype", "f16"]].concat());
+    let error = last_object(&refused)["error"].as_str().unwrap().to_owned();
+    assert!(error.contains("goes with dtype keep"), "{error}");
+}
+
 /// Starts a job, waits for its nth line of progress and stops it by a signal; true when it ended before.
 fn stop_at_line(home: &Home, n_line: usize, by: Signal) -> Option<i32> {
     let mut child = home.command(&prune_args(home, "out.gguf", &[])).spawn().unwrap();

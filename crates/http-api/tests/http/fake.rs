@@ -220,6 +220,7 @@ fn plan() -> PlanView {
         policy: "quality".to_owned(),
         ratio: 0.25,
         dtype: "keep".to_owned(),
+        table_dtype: "keep".into(),
         layers_to_remove: Vec::new(),
         layers: Vec::new(),
         context_len: 128,

@@ -11,6 +11,10 @@
 //! context, nor more pruning at the same context. (It may mean more pruning at a longer context: there is no
 //! rule that keeps the context while it is cheap and is monotone in both.)
 //!
+//! With [`Tables::Auto`] the token table and the output head may be stored in fewer bits before anything is cut:
+//! in a small model they are a third of the bytes, and 4 bits there cost far less than pruning as much. Of all
+//! ways that fit, the plan keeps the longest context, then the least predicted perplexity.
+//!
 //! A plan is about serving: weights, cache, activations and the program itself. What pruning needs on its
 //! way is bounded by the pruner. With [`PlanPolicy::Quality`] the pruner may move width between layers at
 //! equal parameters; the footprint allows for it by counting the widest layer of the base.
@@ -25,6 +29,7 @@ pub use weights::{LayerWeights, WeightsSummary};
 
 use crate::size::format_bytes;
 use ladder::Ladder;
+use predict::{TABLE_DTYPES, table_factor};
 use secateur_model::{
     ConfigError, DType, Footprint, KvDType, LayerConfig, ModelConfig, PlanAction, PlanPolicy, PrunePlan,
     PruneRatio, activations_bytes, kv_cache_bytes, writable_dtype,
@@ -43,6 +48,18 @@ pub const DEFAULT_PREFILL_TOKENS: usize = 256;
 /// The program without a model: code, tokenizer, server, allocator overhead.
 pub const DEFAULT_RUNTIME_BYTES: u64 = 24 << 20;
 
+/// How token table and output head may be stored.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub enum Tables {
+    /// As `dtype` says.
+    #[default]
+    Keep,
+    /// In this dtype, where that is smaller.
+    As(DType),
+    /// In whatever costs least. A plan by ratio keeps them.
+    Auto,
+}
+
 /// What is wanted of a plan.
 #[derive(Clone, Copy, Debug, PartialEq)]
 pub struct PlanRequest {
@@ -52,6 +69,8 @@ pub struct PlanRequest {
     pub policy: PlanPolicy,
     /// Storage dtype of all matrices of the result; `None` keeps the source's.
     pub dtype: Option<DType>,
+    /// How token table and output head may be stored.
+    pub tables: Tables,
     /// How keys and values are kept.
     pub kv_dtype: KvDType,
     /// What the program itself needs.
@@ -66,6 +85,7 @@ impl Default for PlanRequest {
             context_len: None,
             policy: PlanPolicy::default(),
             dtype: None,
+            tables: Tables::Keep,
             kv_dtype: KvDType::default(),
             runtime_bytes: DEFAULT_RUNTIME_BYTES,
             prefill_tokens: DEFAULT_PREFILL_TOKENS,
@@ -137,7 +157,12 @@ pub fn plan(
     budget_bytes: u64,
     request: &PlanRequest,
 ) -> Result<PrunePlan, PlanError> {
-    let planner = Planner::new(config, weights, request)?;
+    let tables = match request.tables {
+        Tables::Keep => None,
+        Tables::As(dtype) => Some(dtype),
+        Tables::Auto => return plan_any_tables(config, weights, budget_bytes, request),
+    };
+    let planner = Planner::new(config, weights, request, tables)?;
     let contexts = context_lens(config, request)?;
     let mut first_need = None;
     for (nth, &context_len) in contexts.iter().enumerate() {
@@ -159,6 +184,44 @@ pub fn plan(
     Err(planner.refuse(context_len, budget_bytes).into())
 }
 
+/// The best plan over all ways to store the tables.
+fn plan_any_tables(
+    config: &ModelConfig,
+    weights: &WeightsSummary,
+    budget_bytes: u64,
+    request: &PlanRequest,
+) -> Result<PrunePlan, PlanError> {
+    let with = |tables| plan(config, weights, budget_bytes, &PlanRequest { tables, ..*request });
+    let mut best = with(Tables::Keep);
+    for (dtype, _) in TABLE_DTYPES {
+        if weights.with_tables(config, dtype).is_none() {
+            continue;
+        }
+        let next = with(Tables::As(dtype));
+        let better = match (&best, &next) {
+            (Ok(best), Ok(next)) => {
+                let order = best.context_len.cmp(&next.context_len);
+                order
+                    .then(
+                        best.predicted_perplexity_factor
+                            .total_cmp(&next.predicted_perplexity_factor)
+                            .reverse(),
+                    )
+                    .is_lt()
+            }
+            (Err(PlanError::Refused(best)), Err(PlanError::Refused(next))) => {
+                next.smallest_budget_bytes < best.smallest_budget_bytes
+            }
+            (Err(PlanError::Refused(_)), Ok(_)) => true,
+            _ => false,
+        };
+        if better {
+            best = next;
+        }
+    }
+    best
+}
+
 /// Plans the removal of a given share of the layers' parameters, whatever the memory.
 ///
 /// The plan's ratio is the one reached: the nearest there is, see [`PlanPolicy`]; with
@@ -172,7 +235,11 @@ pub fn plan_ratio(
     ratio: PruneRatio,
     request: &PlanRequest,
 ) -> Result<PrunePlan, PlanError> {
-    let planner = Planner::new(config, weights, request)?;
+    let tables = match request.tables {
+        Tables::As(dtype) => Some(dtype),
+        Tables::Keep | Tables::Auto => None,
+    };
+    let planner = Planner::new(config, weights, request, tables)?;
     let context_len = context_lens(config, request)?[0];
     let rung = planner.ladder.nearest(ratio.get()).ok_or_else(|| PlanError::Ratio {
         asked: ratio,
@@ -193,7 +260,7 @@ pub fn footprint(
     request: &PlanRequest,
 ) -> Result<Footprint, PlanError> {
     let request = PlanRequest { context_len: Some(context_len), dtype: None, ..*request };
-    let planner = Planner::new(config, weights, &request)?;
+    let planner = Planner::new(config, weights, &request, None)?;
     context_lens(config, &request)?;
     Ok(planner.base_footprint(context_len))
 }
@@ -213,9 +280,13 @@ fn context_lens(config: &ModelConfig, request: &PlanRequest) -> Result<Vec<usize
 /// A request together with the ladder of its model.
 struct Planner<'a> {
     config: &'a ModelConfig,
-    weights: &'a WeightsSummary,
+    base_weights: &'a WeightsSummary,
+    /// With the tables as they will be stored.
+    weights: WeightsSummary,
     request: &'a PlanRequest,
     ladder: Ladder,
+    /// The dtype of the tables when they are stored anew.
+    tables: Option<DType>,
     /// The dtype when it has to be changed, so that even an uncut model is rewritten.
     rewrite: Option<DType>,
 }
@@ -223,20 +294,25 @@ struct Planner<'a> {
 impl<'a> Planner<'a> {
     fn new(
         config: &'a ModelConfig,
-        weights: &'a WeightsSummary,
+        base_weights: &'a WeightsSummary,
         request: &'a PlanRequest,
+        tables: Option<DType>,
     ) -> Result<Self, PlanError> {
         config.validate()?;
-        let (layers, summarised) = (config.n_layers(), weights.layers.len());
+        let (layers, summarised) = (config.n_layers(), base_weights.layers.len());
         if layers != summarised {
             return Err(PlanError::Mismatch { layers, summarised });
         }
-        if let Some(dtype) = request.dtype.filter(|&dtype| writable_dtype(dtype) != dtype) {
+        let asked = request.dtype.into_iter().chain(tables);
+        if let Some(dtype) = asked.into_iter().find(|&dtype| writable_dtype(dtype) != dtype) {
             return Err(PlanError::DType(dtype));
         }
+        let restored = tables.and_then(|dtype| base_weights.with_tables(config, dtype));
+        let tables = tables.filter(|_| restored.is_some());
+        let weights = restored.unwrap_or_else(|| base_weights.clone());
         let rewrite = request.dtype.filter(|&dtype| !weights.is_all(config, dtype));
-        let ladder = Ladder::new(config, weights, request);
-        Ok(Self { config, weights, request, ladder, rewrite })
+        let ladder = Ladder::new(config, &weights, request);
+        Ok(Self { config, base_weights, weights, request, ladder, tables, rewrite })
     }
 
     fn footprint(&self, weights_bytes: u64, layers: &[LayerConfig], context_len: usize) -> Footprint {
@@ -256,7 +332,7 @@ impl<'a> Planner<'a> {
     }
 
     fn base_footprint(&self, context_len: usize) -> Footprint {
-        self.footprint(self.weights.base_bytes(self.config), &self.config.layers, context_len)
+        self.footprint(self.base_weights.base_bytes(self.config), &self.config.layers, context_len)
     }
 
     fn rung_footprint(&self, rung: usize, context_len: usize) -> Footprint {
@@ -303,19 +379,20 @@ impl<'a> Planner<'a> {
 
     fn plan_at(&self, rung: usize, context_len: usize) -> Result<PrunePlan, PlanError> {
         let ratio = self.ladder.prune_ratio(rung);
-        let untouched = rung == 0 && self.rewrite.is_none();
+        let untouched = rung == 0 && self.rewrite.is_none() && self.tables.is_none();
         Ok(PrunePlan {
             action: if untouched { PlanAction::Untouched } else { PlanAction::Prune },
             policy: self.request.policy,
             ratio,
             dtype: self.request.dtype,
+            table_dtype: self.tables,
             layers_to_remove: Vec::new(),
             layers: self.ladder.shape(rung),
             context_len,
             kv_dtype: self.request.kv_dtype,
             base_footprint: self.base_footprint(context_len),
             footprint: self.rung_footprint(rung, context_len),
-            predicted_perplexity_factor: predicted_perplexity_factor(ratio),
+            predicted_perplexity_factor: predicted_perplexity_factor(ratio) * table_factor(self.tables),
             reason: String::new(),
         })
     }

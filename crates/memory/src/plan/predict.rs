@@ -1,6 +1,6 @@
 //! What a cut will cost, very roughly.
 
-use secateur_model::PruneRatio;
+use secateur_model::{DType, PruneRatio};
 
 /// Share removed, and perplexity divided by that of the base: measured on WikiText with SmolLM2-135M-Instruct,
 /// MLP neurons chosen and refitted by least squares, 16,384 tokens of calibration.
@@ -19,6 +19,18 @@ pub fn predicted_perplexity_factor(ratio: PruneRatio) -> f64 {
     let ((x0, y0), (x1, y1)) = (MEASURED[at], MEASURED[at + 1]);
     let share = (ratio - x0) / (x1 - x0);
     (y0.ln() + share * (y1.ln() - y0.ln())).exp()
+}
+
+/// Dtypes in which token table and output head may be stored anew, and perplexity divided by that of the base:
+/// measured on WikiText with SmolLM2-135M-Instruct, whose one table is both. Its base has Q8_0; going there from
+/// wider types was below what the measurement tells apart.
+pub(super) const TABLE_DTYPES: [(DType, f64); 3] =
+    [(DType::Q8_0, 1.0), (DType::Q4_1, 1.057), (DType::Q4_0, 1.099)];
+
+/// Expected factor on perplexity of storing token table and output head as `dtype`; 1 for wide types.
+pub(super) fn table_factor(dtype: Option<DType>) -> f64 {
+    let known = TABLE_DTYPES.into_iter().find(|(of, _)| Some(*of) == dtype);
+    known.map_or(1.0, |(_, factor)| factor)
 }
 
 #[cfg(test)]

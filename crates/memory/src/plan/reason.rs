@@ -85,6 +85,17 @@ fn change(planner: &Planner<'_>, plan: &PrunePlan) -> String {
         }
         done.push(format!("{} of the layers' parameters go ({})", plan.ratio, parts.join(", ")));
     }
+    if let Some(dtype) = planner.tables {
+        let bytes = |weights: &super::WeightsSummary| weights.embedding_bytes + weights.head_bytes;
+        let (before, after) = (bytes(planner.base_weights), bytes(&planner.weights));
+        done.insert(
+            0,
+            format!(
+                "the token table is stored as {dtype} ({} less)",
+                format_bytes(before.saturating_sub(after))
+            ),
+        );
+    }
     if let Some(dtype) = planner.rewrite {
         done.push(format!("matrices are stored as {dtype}"));
     }

@@ -105,6 +105,22 @@ impl WeightsSummary {
         summary
     }
 
+    /// The same model with token table and output head stored as `dtype`; `None` when that makes it no smaller.
+    pub(super) fn with_tables(&self, config: &ModelConfig, dtype: DType) -> Option<Self> {
+        let table = matrix_bytes(config.vocab_size, config.hidden_size, dtype);
+        let mut summary = self.clone();
+        for (bytes, stored) in [
+            (&mut summary.embedding_bytes, &mut summary.embedding_dtype),
+            (&mut summary.head_bytes, &mut summary.head_dtype),
+        ] {
+            if table < *bytes {
+                summary.file_bytes -= (*bytes - table).min(summary.file_bytes);
+                (*bytes, *stored) = (table, dtype);
+            }
+        }
+        (summary != *self).then_some(summary)
+    }
+
     /// True when a result in `dtype` stores every matrix as it is stored already.
     pub(super) fn is_all(&self, config: &ModelConfig, dtype: DType) -> bool {
         let is_stored = |bytes: u64, stored: DType| bytes == 0 || table_dtype(dtype, stored) == stored;
