@@ -243,6 +243,36 @@ fn scale_body<S: Simd>(simd: S, factor: f32, x: &mut [f32]) {
     x[whole..].iter_mut().for_each(|value| *value *= factor);
 }
 
+/// Whether no value is NaN or infinite.
+#[must_use]
+pub fn all_finite(x: &[f32]) -> bool {
+    Isa::detect().dispatch(AllFinite(x))
+}
+
+pub(crate) struct AllFinite<'a>(pub(crate) &'a [f32]);
+
+impl Kernel for AllFinite<'_> {
+    type Output = bool;
+    #[inline(always)]
+    fn run<S: Simd>(self, simd: S) -> bool {
+        let x = self.0;
+        let step = CHAINS * S::LANES;
+        let whole = x.len() / step * step;
+        let zero = simd.splat(0.0);
+        // NaN and infinity times zero are NaN, and NaN survives a sum.
+        let mut sums = [zero; CHAINS];
+        for at in (0..whole).step_by(step) {
+            for (chain, sum) in sums.iter_mut().enumerate() {
+                // SAFETY: `at + CHAINS * LANES` is within `x`.
+                let value = unsafe { simd.load(x.as_ptr().add(at + chain * S::LANES)) };
+                *sum = simd.fma(value, zero, *sum);
+            }
+        }
+        let sum = simd.sum(simd.add(simd.add(sums[0], sums[1]), simd.add(sums[2], sums[3])));
+        sum == 0.0 && x[whole..].iter().all(|value| value.is_finite())
+    }
+}
+
 /// Index of the first greatest value that is not NaN; `None` when there is none.
 #[must_use]
 pub fn argmax(x: &[f32]) -> Option<usize> {

@@ -4,6 +4,55 @@
 //! megabytes then come from the heap proper, where one small block above them keeps their pages resident. A
 //! fixed threshold hands every large block back to the system at once.
 
+use std::alloc::{GlobalAlloc, Layout, System};
+use std::sync::atomic::{AtomicUsize, Ordering};
+
+/// The system's allocator with a count of the blocks it gave out: for tests of what must not allocate.
+#[derive(Debug, Default)]
+pub struct CountingAllocator {
+    n_blocks: AtomicUsize,
+}
+
+impl CountingAllocator {
+    /// A counter at zero.
+    #[must_use]
+    pub const fn new() -> Self {
+        Self { n_blocks: AtomicUsize::new(0) }
+    }
+
+    /// Blocks given out or moved since the start, by all threads.
+    #[must_use]
+    pub fn n_blocks(&self) -> usize {
+        self.n_blocks.load(Ordering::Relaxed)
+    }
+}
+
+// SAFETY: every call goes to the system's allocator unchanged; the count touches no memory of the blocks.
+unsafe impl GlobalAlloc for CountingAllocator {
+    unsafe fn alloc(&self, layout: Layout) -> *mut u8 {
+        self.n_blocks.fetch_add(1, Ordering::Relaxed);
+        // SAFETY: the caller's promises are those that the system's allocator asks for.
+        unsafe { System.alloc(layout) }
+    }
+
+    unsafe fn alloc_zeroed(&self, layout: Layout) -> *mut u8 {
+        self.n_blocks.fetch_add(1, Ordering::Relaxed);
+        // SAFETY: as in `alloc`.
+        unsafe { System.alloc_zeroed(layout) }
+    }
+
+    unsafe fn realloc(&self, ptr: *mut u8, layout: Layout, new_size: usize) -> *mut u8 {
+        self.n_blocks.fetch_add(1, Ordering::Relaxed);
+        // SAFETY: as in `alloc`.
+        unsafe { System.realloc(ptr, layout, new_size) }
+    }
+
+    unsafe fn dealloc(&self, ptr: *mut u8, layout: Layout) {
+        // SAFETY: as in `alloc`.
+        unsafe { System.dealloc(ptr, layout) }
+    }
+}
+
 /// Blocks from this size on are mappings of their own.
 #[cfg(all(target_os = "linux", target_env = "gnu"))]
 const MMAP_THRESHOLD_BYTES: libc::c_int = 1 << 20;

@@ -15,6 +15,7 @@ use super::row_dot::{GroupSums, MAX_DOT_TOKENS, RowDots};
 use super::simd::{MAX_LANES, Simd};
 use super::tile::{TileOut, TilePanels, tile};
 use crate::WeightMatrix;
+use std::ops::Range;
 
 /// The most tokens that take the row kernel, in passes of [`MAX_DOT_TOKENS`].
 const DOT_TOKENS: usize = 2 * MAX_DOT_TOKENS;
@@ -31,6 +32,15 @@ const MC: usize = 96;
 /// Weights below which one thread is faster than waking others.
 const SERIAL_BYTES: usize = 16 << 10;
 
+/// Tasks that keep the threads busy to the end.
+const TASKS_PER_THREAD: usize = 8;
+
+/// The most bytes of a task of a row kernel: threads must not wait long for the last one.
+const TASK_BYTES: usize = 256 << 10;
+
+/// Rows that a row kernel takes together.
+const ROW_UNIT: usize = 4;
+
 /// How activations enter a product.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
 pub enum Precision {
@@ -41,6 +51,23 @@ pub enum Precision {
     /// (q8_0, q4_0, q4_1); the products are exact integers. Against [`Self::F32`] a result is off by at most
     /// `sum over groups of max|x| / 254 * sum|w|`. Other dtypes are multiplied as with [`Self::F32`].
     Int8,
+}
+
+impl Precision {
+    /// Name as users write it.
+    #[must_use]
+    pub const fn name(self) -> &'static str {
+        match self {
+            Self::F32 => "f32",
+            Self::Int8 => "int8",
+        }
+    }
+
+    /// The precision with this name; case does not matter.
+    #[must_use]
+    pub fn from_name(name: &str) -> Option<Self> {
+        [Self::F32, Self::Int8].into_iter().find(|precision| precision.name().eq_ignore_ascii_case(name))
+    }
 }
 
 /// What becomes of the old values of the output.
@@ -134,75 +161,191 @@ pub fn matmul_with(
     scratch: &mut MatmulScratch,
     mode: MatmulMode,
 ) {
-    let MatmulMode { precision, store } = mode;
-    let accumulate = store == Store::Add;
-    Product { inputs, weight, accumulate, precision }.run(Isa::detect(), pool, out, scratch);
+    matmul_each(pool, inputs, &mut [Projection { weight, out }], scratch, mode);
 }
 
-/// One product, on any instruction set.
+/// One of several products of the same inputs.
+#[derive(Debug)]
+pub struct Projection<'a> {
+    /// `[n_out, n_in]`.
+    pub weight: &'a WeightMatrix,
+    /// `[n_tokens, n_out]`.
+    pub out: &'a mut [f32],
+}
+
+/// The most products of one [`matmul_each`].
+pub const MAX_PROJECTIONS: usize = 4;
+
+/// Several products of the same inputs `[n_tokens, n_in]`, as if by [`matmul_with`] one after the other: the inputs are
+/// rounded or packed once, and the threads are started once.
+/// # Panics
+/// When the lengths do not belong together, or for more than [`MAX_PROJECTIONS`].
+pub fn matmul_each(
+    pool: &ThreadPool,
+    inputs: &[f32],
+    projections: &mut [Projection<'_>],
+    scratch: &mut MatmulScratch,
+    mode: MatmulMode,
+) {
+    run_each(Isa::detect(), pool, inputs, projections, scratch, mode);
+}
+
+pub(crate) fn run_each(
+    isa: Isa,
+    pool: &ThreadPool,
+    inputs: &[f32],
+    projections: &mut [Projection<'_>],
+    scratch: &mut MatmulScratch,
+    mode: MatmulMode,
+) {
+    let accumulate = mode.store == Store::Add;
+    for by_bytes in [true, false] {
+        let mut targets = Targets::default();
+        for Projection { weight, out } in projections.iter_mut() {
+            let bytes = mode.precision == Precision::Int8 && int8::has_bytes(weight.dtype());
+            if bytes != by_bytes {
+                continue;
+            }
+            let (n_out, n_in) = (weight.n_rows(), weight.n_cols());
+            if n_in == 0 || n_out == 0 {
+                assert!(inputs.is_empty() && n_out * out.len() == 0, "an empty matrix has no product");
+                if !accumulate {
+                    out.fill(0.0);
+                }
+                continue;
+            }
+            assert!(inputs.len().is_multiple_of(n_in), "inputs are not [n_tokens, {n_in}]");
+            let n_tokens = inputs.len() / n_in;
+            assert_eq!(out.len(), n_tokens * n_out, "out is not [{n_tokens}, {n_out}]");
+            targets.push(Target { weight, out: OutPtr::new(out) });
+        }
+        let Some(first) = targets.iter().next() else { continue };
+        let n_in = first.weight.n_cols();
+        assert!(targets.iter().all(|target| target.weight.n_cols() == n_in), "inputs of two widths");
+        let product = Products { inputs, n_in, targets, accumulate };
+        if by_bytes {
+            int8::run(product, isa, pool, scratch);
+        } else {
+            product.run(isa, pool, scratch);
+        }
+    }
+}
+
+/// A weight and where its results go: `[n_tokens, weight.n_rows()]`.
 #[derive(Clone, Copy)]
-pub(crate) struct Product<'a> {
-    pub(crate) inputs: &'a [f32],
+pub(crate) struct Target<'a> {
     pub(crate) weight: &'a WeightMatrix,
-    pub(crate) accumulate: bool,
-    pub(crate) precision: Precision,
+    pub(crate) out: OutPtr,
 }
 
-impl Product<'_> {
-    pub(crate) fn run(self, isa: Isa, pool: &ThreadPool, out: &mut [f32], scratch: &mut MatmulScratch) {
-        let (n_out, n_in) = (self.weight.n_rows(), self.weight.n_cols());
-        if n_in == 0 || n_out == 0 {
-            assert!(self.inputs.is_empty() && n_out * out.len() == 0, "an empty matrix has no product");
-            if !self.accumulate {
-                out.fill(0.0);
-            }
-            return;
+/// A few targets that share their inputs; a list without allocation.
+#[derive(Clone, Copy, Default)]
+pub(crate) struct Targets<'a> {
+    slots: [Option<Target<'a>>; MAX_PROJECTIONS],
+    len: usize,
+}
+
+impl<'a> Targets<'a> {
+    fn push(&mut self, target: Target<'a>) {
+        assert!(self.len < MAX_PROJECTIONS, "more than {MAX_PROJECTIONS} products of the same inputs");
+        self.slots[self.len] = Some(target);
+        self.len += 1;
+    }
+
+    pub(crate) fn iter(&self) -> impl Iterator<Item = Target<'a>> {
+        self.slots.iter().flatten().copied()
+    }
+
+    /// The same weights for the tokens from `token` on.
+    fn skip_tokens(mut self, token: usize) -> Self {
+        for target in self.slots.iter_mut().flatten() {
+            // SAFETY: `run_each` checked that each output has a row for every token.
+            target.out = OutPtr::from_ptr(unsafe { target.out.at(token * target.weight.n_rows()) });
         }
-        assert!(self.inputs.len().is_multiple_of(n_in), "inputs are not [n_tokens, {n_in}]");
-        let n_tokens = self.inputs.len() / n_in;
-        assert_eq!(out.len(), n_tokens * n_out, "out is not [{n_tokens}, {n_out}]");
-        if self.precision == Precision::Int8 && int8::has_bytes(self.weight.dtype()) {
-            return int8::run(self, isa, pool, out, scratch);
-        }
-        let (is_few, pass) =
-            if n_tokens <= DOT_TOKENS { (true, MAX_DOT_TOKENS) } else { (false, PACKED_TOKENS) };
-        for (inputs, out) in self.inputs.chunks(pass * n_in).zip(out.chunks_mut(pass * n_out)) {
-            let product = Self { inputs, ..self };
-            if is_few {
-                product.by_rows(isa, pool, out, scratch);
-            } else {
-                product.by_panels(isa, pool, out, scratch);
+        self
+    }
+
+    pub(crate) fn n_rows(&self) -> usize {
+        self.iter().map(|target| target.weight.n_rows()).sum()
+    }
+
+    pub(crate) fn n_bytes(&self) -> usize {
+        self.iter().map(|target| target.weight.data().len()).sum()
+    }
+
+    /// Tasks when every target is cut into `chunk` rows.
+    pub(crate) fn n_tasks(&self, chunk: usize) -> usize {
+        self.iter().map(|target| target.weight.n_rows().div_ceil(chunk)).sum()
+    }
+
+    /// The target of a task, and its rows.
+    pub(crate) fn task(&self, mut task_idx: usize, chunk: usize) -> (Target<'a>, Range<usize>) {
+        for target in self.iter() {
+            let n_rows = target.weight.n_rows();
+            let n_tasks = n_rows.div_ceil(chunk);
+            if task_idx < n_tasks {
+                return (target, task_idx * chunk..n_rows.min((task_idx + 1) * chunk));
             }
+            task_idx -= n_tasks;
+        }
+        unreachable!("more tasks than there are rows")
+    }
+}
+
+/// Checked products of the same inputs, on any instruction set.
+#[derive(Clone, Copy)]
+pub(crate) struct Products<'a> {
+    /// `[n_tokens, n_in]`.
+    pub(crate) inputs: &'a [f32],
+    pub(crate) n_in: usize,
+    pub(crate) targets: Targets<'a>,
+    pub(crate) accumulate: bool,
+}
+
+impl Products<'_> {
+    pub(crate) fn n_tokens(&self) -> usize {
+        self.inputs.len() / self.n_in
+    }
+
+    /// The products of at most `pass` tokens at a time.
+    pub(crate) fn passes(self, pass: usize) -> impl Iterator<Item = Self> {
+        self.inputs.chunks(pass * self.n_in).enumerate().map(move |(nth, inputs)| Self {
+            inputs,
+            targets: self.targets.skip_tokens(nth * pass),
+            ..self
+        })
+    }
+
+    fn run(self, isa: Isa, pool: &ThreadPool, scratch: &mut MatmulScratch) {
+        if self.n_tokens() <= DOT_TOKENS {
+            self.passes(MAX_DOT_TOKENS).for_each(|pass| pass.by_rows(isa, pool, scratch));
+        } else {
+            self.passes(PACKED_TOKENS).for_each(|pass| pass.by_panels(isa, pool, scratch));
         }
     }
 
-    fn by_rows(self, isa: Isa, pool: &ThreadPool, out: &mut [f32], scratch: &mut MatmulScratch) {
-        let Self { inputs, weight, accumulate, .. } = self;
-        let n_tokens = inputs.len() / weight.n_cols();
+    fn by_rows(self, isa: Isa, pool: &ThreadPool, scratch: &mut MatmulScratch) {
+        let Self { inputs, n_in, targets, accumulate } = self;
+        let n_tokens = self.n_tokens();
         let sums = &mut scratch.sums;
         if n_tokens == 1 {
-            grow(sums, weight.n_cols().div_ceil(32) * MAX_LANES);
+            grow(sums, n_in.div_ceil(32) * MAX_LANES);
             isa.dispatch(GroupSums { input: inputs, sums });
         }
-        let n_rows = weight.n_rows();
-        let share =
-            if weight.data().len() < SERIAL_BYTES { n_rows } else { n_rows.div_ceil(4 * pool.n_threads()) };
-        let chunk = share.next_multiple_of(4);
-        let out = OutPtr::new(out);
-        pool.run(n_rows.div_ceil(chunk), &|task_idx| {
-            let rows = task_idx * chunk..n_rows.min((task_idx + 1) * chunk);
+        run_rows(pool, &targets, |Target { weight, out }, rows| {
             isa.dispatch(RowDots { weight, rows, inputs, n_tokens, input_sums: sums, out, accumulate });
         });
     }
 
-    fn by_panels(self, isa: Isa, pool: &ThreadPool, out: &mut [f32], scratch: &mut MatmulScratch) {
-        let Self { inputs, weight, accumulate, .. } = self;
-        let (n_out, n_in) = (weight.n_rows(), weight.n_cols());
-        let n_tokens = inputs.len() / n_in;
+    fn by_panels(self, isa: Isa, pool: &ThreadPool, scratch: &mut MatmulScratch) {
+        let Self { inputs, n_in, targets, accumulate } = self;
+        let n_tokens = self.n_tokens();
         let shape = isa.dispatch(ShapeOf);
         let (Shape { mr, nr }, panel_values) = (shape, shape.panel_values());
         let n_strips = n_tokens.div_ceil(mr);
-        let step = k_step(n_in, weight.dtype().block_len().max(32));
+        // All block lengths divide the greatest.
+        let unit = targets.iter().map(|target| target.weight.dtype().block_len()).max().unwrap_or(1);
+        let step = k_step(n_in, unit.max(32));
         grow(&mut scratch.packed_inputs, n_strips * mr * n_in);
         grow(&mut scratch.panels, pool.n_threads() * panel_values);
 
@@ -214,17 +357,35 @@ impl Product<'_> {
         });
 
         let panels = OutPtr::new(&mut scratch.panels);
-        let out = OutPtr::new(out);
-        let n_panels = n_out.div_ceil(nr);
-        let panels_per_task = n_panels.div_ceil(4 * pool.n_threads()).clamp(1, PANELS);
-        pool.run_indexed(n_panels.div_ceil(panels_per_task), &|worker_idx, task_idx| {
-            let first = task_idx * panels_per_task * nr;
-            let width = (panels_per_task * nr).min(n_out - first);
+        let n_panels = targets.n_tasks(nr);
+        let chunk = n_panels.div_ceil(4 * pool.n_threads()).clamp(1, PANELS) * nr;
+        pool.run_indexed(targets.n_tasks(chunk), &|worker_idx, task_idx| {
+            let (Target { weight, out }, rows) = targets.task(task_idx, chunk);
+            let (first, width) = (rows.start, rows.len());
             // SAFETY: the buffer has `panel_values` for each thread, and no other task has this worker index now.
             let panels = unsafe { panels.slice(worker_idx * panel_values, panel_values) };
             isa.dispatch(PanelTask { weight, first, width, n_tokens, step, packed, panels, out, accumulate });
         });
     }
+}
+
+/// Calls `task` for chunks of all rows, each once, on all threads when there is enough to do.
+pub(crate) fn run_rows(
+    pool: &ThreadPool,
+    targets: &Targets<'_>,
+    task: impl Fn(Target<'_>, Range<usize>) + Sync,
+) {
+    if targets.n_bytes() < SERIAL_BYTES {
+        targets.iter().for_each(|target| task(target, 0..target.weight.n_rows()));
+        return;
+    }
+    let row_bytes = targets.iter().map(|target| target.weight.row_bytes()).max().unwrap_or(1);
+    let share = targets.n_rows().div_ceil(TASKS_PER_THREAD * pool.n_threads());
+    let chunk = share.min(TASK_BYTES / row_bytes).max(1).next_multiple_of(ROW_UNIT);
+    pool.run(targets.n_tasks(chunk), &|task_idx| {
+        let (target, rows) = targets.task(task_idx, chunk);
+        task(target, rows);
+    });
 }
 
 /// The first `len` values of `buffer`, made longer when it is too short; what they hold is left open.

@@ -22,6 +22,7 @@ mod out;
 mod pack;
 mod peak;
 mod pool;
+mod rope;
 mod row_dot;
 mod simd;
 mod tile;
@@ -31,12 +32,16 @@ mod view;
 mod tests;
 
 pub use attention::{AttentionArgs, AttentionScratch, KvSlice, attention, attention_scratch_bytes};
-pub use elementwise::{add_in_place, argmax, axpy, dot, log_sum_exp, rms_norm, silu_mul, softmax_in_place};
+pub use elementwise::{
+    add_in_place, all_finite, argmax, axpy, dot, log_sum_exp, rms_norm, silu_mul, softmax_in_place,
+};
 pub use gemm::{GemmArgs, cross_accumulate, gemm, gemm_scratch_bytes, gram_accumulate, mirror_upper};
 pub use isa::{KernelInfo, active_isa};
 pub use matmul::{
-    MatmulMode, MatmulScratch, Precision, Store, matmul, matmul_add, matmul_scratch_bytes, matmul_with,
+    MAX_PROJECTIONS, MatmulMode, MatmulScratch, Precision, Projection, Store, matmul, matmul_add,
+    matmul_each, matmul_scratch_bytes, matmul_with,
 };
-pub use peak::multiply_add_loop;
+pub use peak::{multiply_add_loop, read_loop};
 pub use pool::{MAX_THREADS, ThreadPool};
+pub use rope::{RotaryPairs, RotaryTable, rotate_heads};
 pub use view::{MatMut, MatRef};

@@ -77,6 +77,26 @@ pub fn silu_mul(gate: &mut [f32], up: &[f32]) {
     }
 }
 
+/// Twin of [`super::rotate_heads`].
+pub fn rotate_heads(table: super::RotaryTable<'_>, rows: &mut [f32]) {
+    let head_dim = table.head_dim;
+    let n_tokens = table.values.len() / (2 * head_dim);
+    for (token, row) in rows.chunks_exact_mut(rows.len().max(1).div_ceil(n_tokens.max(1))).enumerate() {
+        let (cos, sin) = table.values[token * 2 * head_dim..][..2 * head_dim].split_at(head_dim);
+        for head in row.chunks_exact_mut(head_dim) {
+            let old = head.to_vec();
+            for (at, value) in head.iter_mut().enumerate() {
+                let partner = match table.pairs {
+                    super::RotaryPairs::Neighbours => at ^ 1,
+                    super::RotaryPairs::Halves => (at + head_dim / 2) % head_dim,
+                };
+                let turned = f64::from(old[partner]) * f64::from(sin[at]);
+                *value = (f64::from(old[at]) * f64::from(cos[at]) + turned) as f32;
+            }
+        }
+    }
+}
+
 /// Twin of [`super::softmax_in_place`].
 pub fn softmax_in_place(x: &mut [f32]) {
     let max = x.iter().copied().fold(f32::NEG_INFINITY, f32::max);

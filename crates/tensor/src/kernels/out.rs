@@ -15,6 +15,11 @@ impl OutPtr {
         Self(slice.as_mut_ptr())
     }
 
+    /// The start of a part of a slice.
+    pub(crate) fn from_ptr(start: *mut f32) -> Self {
+        Self(start)
+    }
+
     /// The address of value `idx`.
     /// # Safety
     /// The slice has it, or it is the end of the slice.

@@ -1,8 +1,9 @@
 //! Copies of operands in the order in which the microkernel reads them.
 
-use super::format::{RowFormat, STAGE, with_format};
+use super::format::{RowFormat, STAGE, decode_row, with_format};
 use super::simd::{MAX_LANES, Simd};
 use crate::WeightMatrix;
+use std::mem::MaybeUninit;
 
 /// The greatest length of the sum that one set of panels covers: one panel of each side stays in the first cache level.
 pub(crate) const KC: usize = 320;
@@ -220,7 +221,8 @@ const STAGE_STRIDE: usize = KC + 16;
 /// As [`pack_weights`].
 #[inline(always)]
 unsafe fn pack_format<S: Simd, F: RowFormat>(simd: S, format: F, panel: WeightPanel<'_>, to: *mut f32) {
-    let mut stage = [0.0_f32; MAX_LANES * STAGE_STRIDE];
+    let mut stage = [MaybeUninit::<f32>::uninit(); MAX_LANES * STAGE_STRIDE];
+    let stage = stage.as_mut_ptr().cast::<f32>();
     let start_bytes = panel.start / F::GROUP * F::GROUP_BYTES;
     let padded = panel.width.div_ceil(S::LANES) * S::LANES;
     for line in (0..padded).step_by(S::LANES) {
@@ -230,26 +232,12 @@ unsafe fn pack_format<S: Simd, F: RowFormat>(simd: S, format: F, panel: WeightPa
             assert!(panel.kc.div_ceil(F::GROUP) * F::GROUP_BYTES <= bytes.len(), "columns out of range");
             // SAFETY: the assertion and `kc <= KC` cover both sides.
             unsafe {
-                decode_into(
-                    simd,
-                    format,
-                    bytes.as_ptr(),
-                    panel.kc,
-                    stage.as_mut_ptr().add(row * STAGE_STRIDE),
-                );
+                decode_row(simd, format, bytes.as_ptr(), panel.kc, stage.add(row * STAGE_STRIDE));
             }
         }
         // SAFETY: the stage holds `n_lines` rows of `kc` values; the caller vouches for the panel.
-        unsafe { spread(simd, &stage, n_lines, panel.kc, to.add(line), padded) };
+        unsafe { spread(simd, stage, n_lines, panel.kc, to.add(line), padded) };
     }
-}
-
-/// # Safety
-/// As [`super::format::decode_row`].
-#[inline(always)]
-unsafe fn decode_into<S: Simd, F: RowFormat>(simd: S, format: F, bytes: *const u8, n: usize, out: *mut f32) {
-    // SAFETY: the caller vouches for both sides.
-    unsafe { super::format::decode_row(simd, format, bytes, n, out) }
 }
 
 /// # Safety
@@ -268,28 +256,27 @@ unsafe fn pack_staged<S: Simd>(simd: S, panel: WeightPanel<'_>, to: *mut f32) {
             crate::blocks::dequantize(dtype, bytes, &mut stage[row * STAGE_STRIDE..][..panel.kc]);
         }
         // SAFETY: the stage holds `n_lines` rows of `kc` values; the caller vouches for the panel.
-        unsafe { spread(simd, &stage, n_lines, panel.kc, to.add(line), padded) };
+        unsafe { spread(simd, stage.as_ptr(), n_lines, panel.kc, to.add(line), padded) };
     }
 }
 
-/// Transposes up to `LANES` staged rows into the panel at `to`.
+/// Transposes up to `LANES` rows, staged [`STAGE_STRIDE`] values apart, into the panel at `to`.
 /// # Safety
-/// The places in the panel can be written.
+/// The rows can be read, and the places in the panel can be written.
 #[inline(always)]
 unsafe fn spread<S: Simd>(
     simd: S,
-    stage: &[f32; MAX_LANES * STAGE_STRIDE],
+    stage: *const f32,
     n_lines: usize,
     kc: usize,
     to: *mut f32,
     padded: usize,
 ) {
-    let lines =
-        PanelSource { from: stage.as_ptr(), line_stride: STAGE_STRIDE, value_stride: 1, width: n_lines, kc };
+    let lines = PanelSource { from: stage, line_stride: STAGE_STRIDE, value_stride: 1, width: n_lines, kc };
     let whole = if n_lines == S::LANES { kc / S::LANES * S::LANES } else { 0 };
     for at in (0..whole).step_by(S::LANES) {
         // SAFETY: the stage holds `LANES` rows of `kc` values; the caller vouches for the panel.
-        unsafe { simd.transpose_block(stage.as_ptr().add(at), STAGE_STRIDE, to.add(at * padded), padded) };
+        unsafe { simd.transpose_block(stage.add(at), STAGE_STRIDE, to.add(at * padded), padded) };
     }
     // SAFETY: as above, for the values that are left.
     unsafe { pack_lines(lines, whole, S::LANES, to, padded) };

@@ -17,6 +17,48 @@ pub fn multiply_add_loop(pool: &ThreadPool, n_steps: usize) -> f64 {
     2.0 * (n_threads * CHAINS * lanes) as f64 * n_steps as f64
 }
 
+/// Reads every byte of `parts` once, on every thread, and does nothing else: how fast weights can come at best.
+pub fn read_loop(pool: &ThreadPool, parts: &[&[u8]]) {
+    const PIECE_BYTES: usize = 1 << 20;
+    let isa = Isa::detect();
+    let n_pieces = |part: &&[u8]| part.len().div_ceil(PIECE_BYTES);
+    pool.run(parts.iter().map(n_pieces).sum(), &|task_idx| {
+        let mut nth = task_idx;
+        for part in parts {
+            let pieces = n_pieces(part);
+            if nth < pieces {
+                let piece = &part[nth * PIECE_BYTES..part.len().min((nth + 1) * PIECE_BYTES)];
+                isa.dispatch(Read { bytes: piece });
+                return;
+            }
+            nth -= pieces;
+        }
+    });
+}
+
+struct Read<'a> {
+    bytes: &'a [u8],
+}
+
+impl Kernel for Read<'_> {
+    type Output = ();
+    #[inline(always)]
+    fn run<S: Simd>(self, simd: S) {
+        let step = 4 * 4 * S::LANES;
+        let mut sums = [simd.splat_i(0); 4];
+        for (nth, chunk) in self.bytes.chunks_exact(step).enumerate() {
+            simd.prefetch_ahead(self.bytes.as_ptr(), nth * step..(nth + 1) * step);
+            for (at, sum) in sums.iter_mut().enumerate() {
+                // SAFETY: a chunk holds four vectors of 32-bit lanes.
+                let value = unsafe { simd.load_i(chunk.as_ptr().add(at * 4 * S::LANES)) };
+                *sum = simd.add_i(*sum, value);
+            }
+        }
+        let total = simd.add_i(simd.add_i(sums[0], sums[1]), simd.add_i(sums[2], sums[3]));
+        black_box(simd.sum(simd.to_f(total)));
+    }
+}
+
 struct Loop {
     n_steps: usize,
 }

@@ -88,7 +88,9 @@ impl RowDots<'_> {
         unsafe {
             if F::GROUP == 1 {
                 let whole = n_cols / S::LANES * S::LANES;
+                let step_bytes = R * F::GROUP_BYTES;
                 for at in (0..whole).step_by(S::LANES) {
+                    simd.prefetch_ahead(rows[0], at * step_bytes..(at + S::LANES) * step_bytes);
                     let value = simd.load(input.add(at));
                     for (sum, row) in sums.iter_mut().zip(rows) {
                         *sum = simd.fma(F::decode(simd, row.add(at * F::GROUP_BYTES), 0), value, *sum);
@@ -101,7 +103,9 @@ impl RowDots<'_> {
                 }
             } else {
                 let input_sums = self.input_sums.as_ptr();
+                let step_bytes = R * F::GROUP_BYTES;
                 for group in 0..n_cols / F::GROUP {
+                    simd.prefetch_ahead(rows[0], group * step_bytes..(group + 1) * step_bytes);
                     let input = input.add(group * F::GROUP);
                     let input_sums = input_sums.add(group * S::LANES);
                     for (sum, row) in sums.iter_mut().zip(rows) {

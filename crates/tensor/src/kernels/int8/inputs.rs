@@ -35,12 +35,12 @@ impl QuantizedRows<'_> {
         self.buffer[token * self.n_in / 4..].as_ptr().cast()
     }
 
-    /// Scales and sums of one token, group by group.
+    /// Scale and sum of each group of one token: `[n_groups, 2]`.
     #[inline(always)]
-    pub(crate) fn scales(&self, token: usize) -> (&[f32], &[f32]) {
+    pub(crate) fn scales(&self, token: usize) -> *const f32 {
         let n_groups = self.n_in / GROUP;
         let start = self.n_tokens * self.n_in / 4 + token * 2 * n_groups;
-        self.buffer[start..start + 2 * n_groups].split_at(n_groups)
+        self.buffer[start..start + 2 * n_groups].as_ptr()
     }
 }
 
@@ -58,17 +58,14 @@ impl<'a> Kernel for QuantizeRows<'a> {
     #[inline(always)]
     fn run<S: Simd>(self, simd: S) -> QuantizedRows<'a> {
         let Self { inputs, n_in, buffer } = self;
-        let (n_tokens, n_groups) = (inputs.len() / n_in, n_in / GROUP);
+        let n_tokens = inputs.len() / n_in;
         let (quants, scales) =
             buffer[..QuantizedRows::n_values(n_tokens, n_in)].split_at_mut(n_tokens * n_in / 4);
-        for (idx, (group, quants)) in
-            inputs.chunks_exact(GROUP).zip(quants.chunks_exact_mut(GROUP / 4)).enumerate()
-        {
-            let (token, nth) = (idx / n_groups, idx % n_groups);
+        let groups = inputs.chunks_exact(GROUP).zip(quants.chunks_exact_mut(GROUP / 4));
+        for ((group, quants), scales) in groups.zip(scales.chunks_exact_mut(2)) {
             // SAFETY: `group` has 32 values, and `quants` room for 32 bytes.
             let (scale, sum) = unsafe { quantize(simd, group.as_ptr(), quants.as_mut_ptr().cast()) };
-            scales[token * 2 * n_groups + nth] = scale;
-            scales[(token * 2 + 1) * n_groups + nth] = sum;
+            (scales[0], scales[1]) = (scale, sum);
         }
         QuantizedRows { buffer, n_tokens, n_in }
     }

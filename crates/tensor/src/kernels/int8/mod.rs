@@ -13,7 +13,7 @@ mod panels;
 mod rows;
 
 use super::isa::Isa;
-use super::matmul::{MatmulScratch, Product, grow};
+use super::matmul::{MatmulScratch, Products, Target, grow, run_rows};
 use super::out::OutPtr;
 use super::pool::ThreadPool;
 use super::simd::Simd;
@@ -34,9 +34,6 @@ const KC: usize = 2048;
 /// Values in a group: those that share a scale.
 pub(crate) const GROUP: usize = 32;
 
-/// Weights below which one thread is faster than waking others.
-const SERIAL_BYTES: usize = 16 << 10;
-
 /// Whether rows of `dtype` can be multiplied as integers.
 pub(crate) const fn has_bytes(dtype: DType) -> bool {
     matches!(dtype, DType::Q8_0 | DType::Q4_0 | DType::Q4_1)
@@ -56,6 +53,10 @@ pub(crate) trait ByteFormat: Copy + Send + Sync + 'static {
     /// # Safety
     /// The group can be read.
     unsafe fn scales<S: Simd>(simd: S, group: *const u8) -> (S::F, S::F);
+    /// Scale and offset of the groups of four rows, times `factors[0]` and `factors[1]`: pair after pair.
+    /// # Safety
+    /// The groups and two factors can be read.
+    unsafe fn scale_quad<S: Simd>(simd: S, groups: [*const u8; 4], factors: *const f32) -> [f32; 8];
     /// The integers of a group.
     /// # Safety
     /// The group can be read.
@@ -69,7 +70,7 @@ pub(crate) trait ByteFormat: Copy + Send + Sync + 'static {
 }
 
 macro_rules! nibble_format {
-    ($name:ident, $bytes:literal, $offset:literal, |$simd:ident, $group:ident| $scales:expr, $quants:literal) => {
+    ($name:ident, $bytes:literal, $offset:literal, |$simd:ident, $group:ident| $scales:expr, $quad:ident, $quants:literal) => {
         #[derive(Clone, Copy)]
         pub(crate) struct $name;
         impl ByteFormat for $name {
@@ -80,6 +81,11 @@ macro_rules! nibble_format {
             unsafe fn scales<S: Simd>($simd: S, $group: *const u8) -> (S::F, S::F) {
                 // SAFETY: the caller vouches for the group.
                 unsafe { $scales }
+            }
+            #[inline(always)]
+            unsafe fn scale_quad<S: Simd>(simd: S, groups: [*const u8; 4], factors: *const f32) -> [f32; 8] {
+                // SAFETY: the caller vouches for the groups and the factors.
+                unsafe { simd.$quad(groups, factors) }
             }
             #[inline(always)]
             unsafe fn load<S: Simd>(simd: S, group: *const u8) -> S::Q {
@@ -99,8 +105,8 @@ macro_rules! nibble_format {
     };
 }
 
-nibble_format!(Q4_0, 18, -8.0, |simd, group| [simd.splat_f16(group); 2].into(), 2);
-nibble_format!(Q4_1, 20, 1.0, |simd, group| simd.splat_f16_pair(group), 4);
+nibble_format!(Q4_0, 18, -8.0, |simd, group| [simd.splat_f16(group); 2].into(), f16_twice_quad, 2);
+nibble_format!(Q4_1, 20, 1.0, |simd, group| simd.splat_f16_pair(group), f16_pair_quad, 4);
 
 #[derive(Clone, Copy)]
 pub(crate) struct Q8_0;
@@ -113,6 +119,11 @@ impl ByteFormat for Q8_0 {
     unsafe fn scales<S: Simd>(simd: S, group: *const u8) -> (S::F, S::F) {
         // SAFETY: the caller vouches for the group.
         unsafe { [simd.splat_f16(group); 2].into() }
+    }
+    #[inline(always)]
+    unsafe fn scale_quad<S: Simd>(simd: S, groups: [*const u8; 4], factors: *const f32) -> [f32; 8] {
+        // SAFETY: the caller vouches for the groups and the factors.
+        unsafe { simd.f16_twice_quad(groups, factors) }
     }
     #[inline(always)]
     unsafe fn load<S: Simd>(simd: S, group: *const u8) -> S::Q {
@@ -161,53 +172,27 @@ pub(crate) fn scratch_values(isa: Isa, n_threads: usize, n_tokens: usize, n_in: 
     if n_tokens <= ROW_TOKENS { rows } else { strips.max(rows) + panels }
 }
 
-/// The product of `n_tokens` by all weight rows, by the way that suits their number.
-pub(crate) fn run(
-    product: Product<'_>,
-    isa: Isa,
-    pool: &ThreadPool,
-    out: &mut [f32],
-    scratch: &mut MatmulScratch,
-) {
-    let (n_in, n_out) = (product.weight.n_cols(), product.weight.n_rows());
-    let n_tokens = product.inputs.len() / n_in;
-    let pass = if n_tokens <= ROW_TOKENS { ROW_TOKENS } else { PACKED_TOKENS };
-    for (inputs, out) in product.inputs.chunks(pass * n_in).zip(out.chunks_mut(pass * n_out)) {
-        let product = Product { inputs, ..product };
-        if n_tokens <= ROW_TOKENS {
-            by_rows(product, isa, pool, out, scratch);
-        } else {
-            by_panels(product, isa, pool, out, scratch);
-        }
+/// The products of all tokens, by the way that suits their number.
+pub(crate) fn run(products: Products<'_>, isa: Isa, pool: &ThreadPool, scratch: &mut MatmulScratch) {
+    if products.n_tokens() <= ROW_TOKENS {
+        by_rows(products, isa, pool, scratch);
+    } else {
+        products.passes(PACKED_TOKENS).for_each(|pass| by_panels(pass, isa, pool, scratch));
     }
 }
 
-fn by_rows(product: Product<'_>, isa: Isa, pool: &ThreadPool, out: &mut [f32], scratch: &mut MatmulScratch) {
-    let Product { inputs, weight, accumulate, .. } = product;
-    let (n_in, n_rows) = (weight.n_cols(), weight.n_rows());
-    let n_tokens = inputs.len() / n_in;
-    let buffer = grow(&mut scratch.packed_inputs, QuantizedRows::n_values(n_tokens, n_in));
+fn by_rows(products: Products<'_>, isa: Isa, pool: &ThreadPool, scratch: &mut MatmulScratch) {
+    let Products { inputs, n_in, targets, accumulate } = products;
+    let buffer = grow(&mut scratch.packed_inputs, QuantizedRows::n_values(products.n_tokens(), n_in));
     let inputs = isa.dispatch(QuantizeRows { inputs, n_in, buffer });
-    let share =
-        if weight.data().len() < SERIAL_BYTES { n_rows } else { n_rows.div_ceil(4 * pool.n_threads()) };
-    let chunk = share.next_multiple_of(4);
-    let out = OutPtr::new(out);
-    pool.run(n_rows.div_ceil(chunk), &|task_idx| {
-        let rows = task_idx * chunk..n_rows.min((task_idx + 1) * chunk);
+    run_rows(pool, &targets, |Target { weight, out }, rows| {
         isa.dispatch_bytes(RowBytes { weight, rows, inputs, out, accumulate });
     });
 }
 
-fn by_panels(
-    product: Product<'_>,
-    isa: Isa,
-    pool: &ThreadPool,
-    out: &mut [f32],
-    scratch: &mut MatmulScratch,
-) {
-    let Product { inputs, weight, accumulate, .. } = product;
-    let (n_in, n_out) = (weight.n_cols(), weight.n_rows());
-    let n_tokens = inputs.len() / n_in;
+fn by_panels(products: Products<'_>, isa: Isa, pool: &ThreadPool, scratch: &mut MatmulScratch) {
+    let Products { inputs, n_in, targets, accumulate } = products;
+    let n_tokens = products.n_tokens();
     let n_strips = n_tokens.div_ceil(STRIP);
     let strips = OutPtr::new(grow(&mut scratch.packed_inputs, n_strips * (n_in / GROUP) * STRIP_VALUES));
     let strips_per_task = n_strips.div_ceil(4 * pool.n_threads());
@@ -216,24 +201,23 @@ fn by_panels(
         isa.dispatch(QuantizeStrips { inputs, n_in, kc: KC, range, n_strips, strips });
     });
 
-    let planes = with_byte_format!(weight.dtype(), |format| planes_of(format));
-    let panel_values = panel_values(isa, n_in.min(KC), planes);
+    let planes = |target: Target<'_>| with_byte_format!(target.weight.dtype(), |format| planes_of(format));
+    let panel_values = panel_values(isa, n_in.min(KC), targets.iter().map(planes).max().unwrap_or(1));
     let panels = OutPtr::new(grow(&mut scratch.panels, pool.n_threads() * panel_values));
-    let out = OutPtr::new(out);
     let nr = 2 * isa.dispatch(super::isa::Lanes);
-    let n_panels = n_out.div_ceil(nr);
-    let panels_per_task = n_panels.div_ceil(4 * pool.n_threads()).clamp(1, PANELS);
-    pool.run_indexed(n_panels.div_ceil(panels_per_task), &|worker_idx, task_idx| {
-        let first = task_idx * panels_per_task * nr;
-        let width = (panels_per_task * nr).min(n_out - first);
+    let chunk = targets.n_tasks(nr).div_ceil(4 * pool.n_threads()).clamp(1, PANELS) * nr;
+    pool.run_indexed(targets.n_tasks(chunk), &|worker_idx, task_idx| {
+        let (Target { weight, out }, rows) = targets.task(task_idx, chunk);
+        let (first, width) = (rows.start, rows.len());
         // SAFETY: the buffer has `panel_values` for each thread, and no other task has this worker index now.
         let panels = unsafe { panels.slice(worker_idx * panel_values, panel_values) };
+        let kc = KC;
         isa.dispatch_bytes(PanelsTask {
             weight,
             first,
             width,
             n_tokens,
-            kc: KC,
+            kc,
             strips,
             panels,
             out,

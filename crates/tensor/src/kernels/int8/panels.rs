@@ -10,6 +10,7 @@ use crate::WeightMatrix;
 use crate::kernels::isa::{Isa, Kernel, Lanes};
 use crate::kernels::out::OutPtr;
 use crate::kernels::simd::{MAX_LANES, STEPS, Simd};
+use std::mem::MaybeUninit;
 
 /// Panels that a thread packs at a time.
 pub(crate) const PANELS: usize = 4;
@@ -145,7 +146,7 @@ unsafe fn pack_vector<S: Simd, F: ByteFormat>(simd: S, rows: &[&[u8]], bytes: us
     let nr = NV * S::LANES;
     let plane_values = GROUP_VALUES * S::LANES;
     // For each plane, `LANES` rows of 32 bytes.
-    let mut stage = [[0.0_f32; MAX_LANES * STEPS]; 2];
+    let mut stage = [MaybeUninit::<[f32; STEPS]>::uninit(); 2 * MAX_LANES];
     for (lane, row) in rows.iter().enumerate() {
         // SAFETY: the caller vouches for the group.
         let (planes, scale, offset) = unsafe {
@@ -153,9 +154,9 @@ unsafe fn pack_vector<S: Simd, F: ByteFormat>(simd: S, rows: &[&[u8]], bytes: us
             let (scale, offset) = F::scales(simd, at);
             (F::planes(simd, F::load(simd, at)), simd.first(scale), simd.first(offset))
         };
-        for (plane, (stage, q)) in stage.iter_mut().zip(planes).enumerate().take(F::PLANES) {
-            // SAFETY: `lane < LANES`, so the stage has room for 32 bytes.
-            unsafe { simd.store_q(stage[lane * STEPS..].as_mut_ptr().cast(), q) };
+        for (plane, q) in planes.into_iter().enumerate().take(F::PLANES) {
+            // SAFETY: a row of the stage has room for 32 bytes.
+            unsafe { simd.store_q(stage[plane * MAX_LANES + lane].as_mut_ptr().cast(), q) };
             let (scale, offset) = match (F::PLANES, plane) {
                 (1, _) => (scale, F::OFFSET * offset),
                 (_, 0) => (16.0 * scale, -128.0 * scale),
@@ -165,19 +166,19 @@ unsafe fn pack_vector<S: Simd, F: ByteFormat>(simd: S, rows: &[&[u8]], bytes: us
             to[plane * plane_values + (STEPS + 1) * nr + lane] = offset;
         }
     }
-    for (stage, to) in stage.iter().zip(to.chunks_mut(plane_values)).take(F::PLANES) {
+    for (stage, to) in stage.chunks(MAX_LANES).zip(to.chunks_mut(plane_values)).take(F::PLANES) {
+        let stage = stage.as_ptr().cast::<f32>();
         if rows.len() == S::LANES && S::LANES <= STEPS {
             for step in (0..STEPS).step_by(S::LANES) {
-                // SAFETY: the stage has `LANES` rows of `STEPS` values; `to` has `STEPS` lines at distance `nr`, each
-                // with room for `LANES` values.
-                unsafe {
-                    simd.transpose_block(stage.as_ptr().add(step), STEPS, to[step * nr..].as_mut_ptr(), nr)
-                };
+                // SAFETY: the loop above filled `LANES` rows of `STEPS` values; `to` has `STEPS` lines at distance `nr`,
+                // each with room for `LANES` values.
+                unsafe { simd.transpose_block(stage.add(step), STEPS, to[step * nr..].as_mut_ptr(), nr) };
             }
         } else {
             for step in 0..STEPS {
                 for lane in 0..rows.len() {
-                    to[step * nr + lane] = stage[lane * STEPS + step];
+                    // SAFETY: the loop above filled row `lane`.
+                    to[step * nr + lane] = unsafe { *stage.add(lane * STEPS + step) };
                 }
             }
         }

@@ -114,6 +114,11 @@ impl<const VNNI: bool> Simd for Avx2<VNNI> {
     }
 
     #[inline(always)]
+    fn swap_pairs(self, a: Self::F) -> Self::F {
+        op!(_mm256_permute_ps::<0xB1>(a))
+    }
+
+    #[inline(always)]
     fn splat_i(self, value: i32) -> Self::I {
         op!(_mm256_set1_epi32(value))
     }
@@ -170,6 +175,11 @@ impl<const VNNI: bool> Simd for Avx2<VNNI> {
         }
     }
     #[inline(always)]
+    unsafe fn load_i(self, from: *const u8) -> Self::I {
+        // SAFETY: as in `load`.
+        unsafe { _mm256_loadu_si256(from.cast()) }
+    }
+    #[inline(always)]
     unsafe fn load_u8(self, from: *const u8) -> Self::I {
         // SAFETY: as in `load`.
         unsafe { _mm256_cvtepu8_epi32(_mm_loadl_epi64(from.cast())) }
@@ -196,6 +206,27 @@ impl<const VNNI: bool> Simd for Avx2<VNNI> {
         unsafe {
             let pairs = _mm256_cvtph_ps(_mm_set1_epi32(from.cast::<i32>().read_unaligned()));
             (_mm256_moveldup_ps(pairs), _mm256_movehdup_ps(pairs))
+        }
+    }
+
+    #[inline(always)]
+    unsafe fn f16_pair_quad(self, from: [*const u8; 4], factors: *const f32) -> [f32; 8] {
+        // SAFETY: the caller vouches for the memory, `self` for the CPU.
+        unsafe {
+            let word = |at: *const u8| at.cast::<i32>().read_unaligned();
+            let words = _mm_setr_epi32(word(from[0]), word(from[1]), word(from[2]), word(from[3]));
+            scaled_pairs(words, factors)
+        }
+    }
+
+    #[inline(always)]
+    unsafe fn f16_twice_quad(self, from: [*const u8; 4], factors: *const f32) -> [f32; 8] {
+        // SAFETY: the caller vouches for the memory, `self` for the CPU.
+        unsafe {
+            let half = |at: *const u8| at.cast::<i16>().read_unaligned();
+            let halves =
+                _mm_setr_epi16(half(from[0]), half(from[1]), half(from[2]), half(from[3]), 0, 0, 0, 0);
+            scaled_pairs(_mm_unpacklo_epi16(halves, halves), factors)
         }
     }
 
@@ -278,18 +309,19 @@ impl<const VNNI: bool> Simd for Avx2<VNNI> {
         // SAFETY: the caller vouches for the memory, `self` for the CPU.
         unsafe {
             for col in [0, 4] {
-                let rows = [0, 1, 2, 3].map(
-                    #[inline(always)]
-                    |row| {
-                        // Rows r and r + 4 side by side, so that the shuffles need not cross halves.
-                        let low = _mm_loadu_ps(from.add(row * from_stride + col));
-                        let high = _mm_loadu_ps(from.add((row + 4) * from_stride + col));
-                        _mm256_insertf128_ps::<1>(_mm256_castps128_ps256(low), high)
-                    },
-                );
-                for (idx, column) in transpose_halves(rows).into_iter().enumerate() {
-                    _mm256_storeu_ps(to.add((col + idx) * to_stride), column);
-                }
+                let from = from.add(col);
+                let rows = [
+                    row_pair(from, from_stride),
+                    row_pair(from.add(from_stride), from_stride),
+                    row_pair(from.add(2 * from_stride), from_stride),
+                    row_pair(from.add(3 * from_stride), from_stride),
+                ];
+                let columns = transpose_halves(rows);
+                let to = to.add(col * to_stride);
+                _mm256_storeu_ps(to, columns[0]);
+                _mm256_storeu_ps(to.add(to_stride), columns[1]);
+                _mm256_storeu_ps(to.add(2 * to_stride), columns[2]);
+                _mm256_storeu_ps(to.add(3 * to_stride), columns[3]);
             }
         }
     }
@@ -298,30 +330,50 @@ impl<const VNNI: bool> Simd for Avx2<VNNI> {
     unsafe fn interleave_rows(self, from: *const f32, from_stride: usize, to: *mut f32) {
         // SAFETY: the caller vouches for the memory, `self` for the CPU.
         unsafe {
-            let rows = [0, 1, 2, 3].map(
-                #[inline(always)]
-                |row| _mm256_loadu_ps(from.add(row * from_stride)),
-            );
-            let last = [4, 5].map(
-                #[inline(always)]
-                |row| _mm256_loadu_ps(from.add(row * from_stride)),
-            );
-            for (idx, columns) in transpose_halves(rows).into_iter().enumerate() {
-                _mm_storeu_ps(to.add(idx * 6), _mm256_castps256_ps128(columns));
-                _mm_storeu_ps(to.add((idx + 4) * 6), _mm256_extractf128_ps::<1>(columns));
+            let rows = [
+                _mm256_loadu_ps(from),
+                _mm256_loadu_ps(from.add(from_stride)),
+                _mm256_loadu_ps(from.add(2 * from_stride)),
+                _mm256_loadu_ps(from.add(3 * from_stride)),
+            ];
+            let last =
+                [_mm256_loadu_ps(from.add(4 * from_stride)), _mm256_loadu_ps(from.add(5 * from_stride))];
+            let columns = transpose_halves(rows);
+            for (idx, column) in columns.into_iter().enumerate() {
+                _mm_storeu_ps(to.add(idx * 6), _mm256_castps256_ps128(column));
+                _mm_storeu_ps(to.add((idx + 4) * 6), _mm256_extractf128_ps::<1>(column));
             }
-            let pairs = [_mm256_unpacklo_ps(last[0], last[1]), _mm256_unpackhi_ps(last[0], last[1])];
-            for (idx, columns) in pairs.into_iter().enumerate() {
-                for (half, columns) in [_mm256_castps256_ps128(columns), _mm256_extractf128_ps::<1>(columns)]
-                    .into_iter()
-                    .enumerate()
-                {
-                    let to = to.add((2 * idx + 4 * half) * 6 + 4);
-                    _mm_storel_pd(to.cast(), _mm_castps_pd(columns));
-                    _mm_storeh_pd(to.add(6).cast(), _mm_castps_pd(columns));
-                }
-            }
+            let even = _mm256_unpacklo_ps(last[0], last[1]);
+            let odd = _mm256_unpackhi_ps(last[0], last[1]);
+            store_pairs(_mm256_castps256_ps128(even), to.add(4));
+            store_pairs(_mm256_castps256_ps128(odd), to.add(2 * 6 + 4));
+            store_pairs(_mm256_extractf128_ps::<1>(even), to.add(4 * 6 + 4));
+            store_pairs(_mm256_extractf128_ps::<1>(odd), to.add(6 * 6 + 4));
         }
+    }
+}
+
+/// Four values at `from` and four that lie four rows below, side by side, so that shuffles need not cross halves.
+/// # Safety
+/// The CPU has AVX, and the values can be read.
+#[inline(always)]
+unsafe fn row_pair(from: *const f32, stride: usize) -> __m256 {
+    // SAFETY: the caller vouches for memory and CPU.
+    unsafe {
+        let low = _mm256_castps128_ps256(_mm_loadu_ps(from));
+        _mm256_insertf128_ps::<1>(low, _mm_loadu_ps(from.add(4 * stride)))
+    }
+}
+
+/// Writes the two pairs of `columns` six values apart.
+/// # Safety
+/// They can be written.
+#[inline(always)]
+unsafe fn store_pairs(columns: __m128, to: *mut f32) {
+    // SAFETY: the caller vouches for the memory; SSE2 belongs to every x86-64.
+    unsafe {
+        _mm_storel_pd(to.cast(), _mm_castps_pd(columns));
+        _mm_storeh_pd(to.add(6).cast(), _mm_castps_pd(columns));
     }
 }
 
@@ -341,6 +393,20 @@ unsafe fn transpose_halves([a, b, c, d]: [__m256; 4]) -> [__m256; 4] {
             _mm256_shuffle_ps::<0xEE>(ab_high, cd_high),
         ]
     }
+}
+
+/// Four pairs of f16 times a pair of factors.
+/// # Safety
+/// The CPU has AVX and F16C, and two factors can be read.
+#[inline(always)]
+pub(super) unsafe fn scaled_pairs(halves: __m128i, factors: *const f32) -> [f32; 8] {
+    let mut products = [0.0; 8];
+    // SAFETY: the caller vouches for CPU and factors; the array has eight values.
+    unsafe {
+        let factors = _mm256_castpd_ps(_mm256_set1_pd(factors.cast::<f64>().read_unaligned()));
+        _mm256_storeu_ps(products.as_mut_ptr(), _mm256_mul_ps(_mm256_cvtph_ps(halves), factors));
+    }
+    products
 }
 
 /// Sums of four products of unsigned with signed bytes; pairs of products must fit 16 bits.

@@ -108,6 +108,11 @@ impl<const VNNI: bool> Simd for Avx512<VNNI> {
     }
 
     #[inline(always)]
+    fn swap_pairs(self, a: Self::F) -> Self::F {
+        op!(_mm512_permute_ps::<0xB1>(a))
+    }
+
+    #[inline(always)]
     fn splat_i(self, value: i32) -> Self::I {
         op!(_mm512_set1_epi32(value))
     }
@@ -164,6 +169,11 @@ impl<const VNNI: bool> Simd for Avx512<VNNI> {
         }
     }
     #[inline(always)]
+    unsafe fn load_i(self, from: *const u8) -> Self::I {
+        // SAFETY: as in `load`.
+        unsafe { _mm512_loadu_si512(from.cast()) }
+    }
+    #[inline(always)]
     unsafe fn load_u8(self, from: *const u8) -> Self::I {
         // SAFETY: as in `load`.
         unsafe { _mm512_cvtepu8_epi32(_mm_loadu_si128(from.cast())) }
@@ -182,6 +192,27 @@ impl<const VNNI: bool> Simd for Avx512<VNNI> {
     unsafe fn splat_f16(self, from: *const u8) -> Self::F {
         // SAFETY: as in `load`.
         unsafe { _mm512_cvtph_ps(_mm256_set1_epi16(from.cast::<i16>().read_unaligned())) }
+    }
+
+    #[inline(always)]
+    unsafe fn f16_pair_quad(self, from: [*const u8; 4], factors: *const f32) -> [f32; 8] {
+        // SAFETY: the caller vouches for the memory, `self` for the CPU.
+        unsafe {
+            let word = |at: *const u8| at.cast::<i32>().read_unaligned();
+            let words = _mm_setr_epi32(word(from[0]), word(from[1]), word(from[2]), word(from[3]));
+            super::avx2::scaled_pairs(words, factors)
+        }
+    }
+
+    #[inline(always)]
+    unsafe fn f16_twice_quad(self, from: [*const u8; 4], factors: *const f32) -> [f32; 8] {
+        // SAFETY: the caller vouches for the memory, `self` for the CPU.
+        unsafe {
+            let half = |at: *const u8| at.cast::<i16>().read_unaligned();
+            let halves =
+                _mm_setr_epi16(half(from[0]), half(from[1]), half(from[2]), half(from[3]), 0, 0, 0, 0);
+            super::avx2::scaled_pairs(_mm_unpacklo_epi16(halves, halves), factors)
+        }
     }
 
     #[inline(always)]

@@ -26,6 +26,12 @@ pub(crate) use portable::Portable;
 /// The most lanes of any instruction set.
 pub(crate) const MAX_LANES: usize = 16;
 
+/// Bytes of a cache line.
+const LINE_BYTES: usize = 64;
+
+/// How far ahead of its use a stream of weights is asked for: the best of 2, 5 and 8 KiB for q8_0, q4_1 and f16.
+const AHEAD_BYTES: usize = 5 << 10;
+
 /// The most calls of [`Simd::step`] before a [`Simd::finish`]: sums may be kept in 16 bits, and
 /// `8 * 2 * 15 * 127 < 2^15`.
 pub(crate) const STEPS: usize = 8;
@@ -80,6 +86,20 @@ pub(crate) trait Simd: Copy + Send + Sync + 'static {
     /// Greatest lane; which one is left open when one is NaN.
     fn max_lane(self, a: Self::F) -> f32;
 
+    /// Lanes `2i` and `2i + 1` exchanged.
+    #[inline(always)]
+    fn swap_pairs(self, a: Self::F) -> Self::F {
+        let mut lanes = [0.0_f32; MAX_LANES];
+        // SAFETY: the array has room for the lanes of any instruction set.
+        unsafe {
+            self.store(lanes.as_mut_ptr(), a);
+            for pair in lanes.chunks_exact_mut(2) {
+                pair.swap(0, 1);
+            }
+            self.load(lanes.as_ptr())
+        }
+    }
+
     fn splat_i(self, value: i32) -> Self::I;
     fn and_i(self, a: Self::I, b: Self::I) -> Self::I;
     /// `a >> N`, filled with zeros.
@@ -109,6 +129,10 @@ pub(crate) trait Simd: Copy + Send + Sync + 'static {
     /// # Safety
     /// `2 * LANES` bytes can be read.
     unsafe fn load_bf16(self, from: *const u8) -> Self::F;
+    /// Reads `LANES` integers of 32 bits at any address.
+    /// # Safety
+    /// `4 * LANES` bytes can be read.
+    unsafe fn load_i(self, from: *const u8) -> Self::I;
     /// Reads `LANES` bytes.
     /// # Safety
     /// They can be read.
@@ -121,6 +145,18 @@ pub(crate) trait Simd: Copy + Send + Sync + 'static {
     /// Asks for the cache line at an address that will be needed soon; any address will do.
     #[inline(always)]
     fn prefetch(self, _at: *const f32) {}
+
+    /// Asks for the lines that `bytes` of a stream at `base` will need later: those [`AHEAD_BYTES`] on. Rows follow each
+    /// other in memory, but the processor sees several streams where a kernel takes several rows, and loses sight of
+    /// them at the ends of pages; asking in the order of addresses brings main memory to its full speed.
+    #[inline(always)]
+    fn prefetch_ahead(self, base: *const u8, bytes: std::ops::Range<usize>) {
+        let mut line = bytes.start.next_multiple_of(LINE_BYTES);
+        while line < bytes.end {
+            self.prefetch(base.wrapping_add(AHEAD_BYTES + line).cast());
+            line += LINE_BYTES;
+        }
+    }
 
     /// Reads one f16 and copies it to all lanes.
     /// # Safety
@@ -162,6 +198,40 @@ pub(crate) trait Simd: Copy + Send + Sync + 'static {
     unsafe fn splat_f16_pair(self, from: *const u8) -> (Self::F, Self::F) {
         // SAFETY: the caller vouches for four bytes.
         unsafe { (self.splat_f16(from), self.splat_f16(from.add(2))) }
+    }
+
+    /// Reads two f16 at each of four addresses; returns the products of the first ones with `factors[0]`, of the second
+    /// ones with `factors[1]`, pair after pair.
+    /// # Safety
+    /// Four bytes at each address and two factors can be read.
+    #[inline(always)]
+    unsafe fn f16_pair_quad(self, from: [*const u8; 4], factors: *const f32) -> [f32; 8] {
+        let mut products = [0.0; 8];
+        for (pair, from) in products.chunks_exact_mut(2).zip(from) {
+            // SAFETY: the caller vouches for the addresses and the factors.
+            unsafe {
+                let (first, second) = self.splat_f16_pair(from);
+                pair[0] = self.first(first) * *factors;
+                pair[1] = self.first(second) * *factors.add(1);
+            }
+        }
+        products
+    }
+    /// As [`Self::f16_pair_quad`], of one f16 at each address that stands for both.
+    /// # Safety
+    /// Two bytes at each address and two factors can be read.
+    #[inline(always)]
+    unsafe fn f16_twice_quad(self, from: [*const u8; 4], factors: *const f32) -> [f32; 8] {
+        let mut products = [0.0; 8];
+        for (pair, from) in products.chunks_exact_mut(2).zip(from) {
+            // SAFETY: the caller vouches for the addresses and the factors.
+            unsafe {
+                let value = self.first(self.splat_f16(from));
+                pair[0] = value * *factors;
+                pair[1] = value * *factors.add(1);
+            }
+        }
+        products
     }
 
     /// Writes `LANES` integers within -128..=127 as bytes.

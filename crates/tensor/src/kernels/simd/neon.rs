@@ -104,6 +104,11 @@ impl<const DOT: bool> Simd for Neon<DOT> {
     }
 
     #[inline(always)]
+    fn swap_pairs(self, a: Self::F) -> Self::F {
+        op!(vrev64q_f32(a))
+    }
+
+    #[inline(always)]
     fn splat_i(self, value: i32) -> Self::I {
         op!(vdupq_n_s32(value))
     }
@@ -155,6 +160,11 @@ impl<const DOT: bool> Simd for Neon<DOT> {
     unsafe fn load_bf16(self, from: *const u8) -> Self::F {
         // SAFETY: as in `load`.
         unsafe { vreinterpretq_f32_u32(vshll_n_u16::<16>(vreinterpret_u16_u8(vld1_u8(from)))) }
+    }
+    #[inline(always)]
+    unsafe fn load_i(self, from: *const u8) -> Self::I {
+        // SAFETY: as in `load`.
+        unsafe { vld1q_s32(from.cast()) }
     }
     #[inline(always)]
     unsafe fn load_u8(self, from: *const u8) -> Self::I {
@@ -217,10 +227,15 @@ impl<const DOT: bool> Simd for Neon<DOT> {
     #[inline(always)]
     fn split_q8(self, q: Self::Q) -> [Self::Q; 2] {
         op!({
-            let unsigned = |q| veorq_u8(vreinterpretq_u8_s8(q), vdupq_n_u8(0x80));
-            let high = |q| vreinterpretq_s8_u8(vshrq_n_u8::<4>(unsigned(q)));
-            let low = |q| vreinterpretq_s8_u8(vandq_u8(unsigned(q), vdupq_n_u8(15)));
-            [[high(q[0]), high(q[1])], [low(q[0]), low(q[1])]]
+            let first = veorq_u8(vreinterpretq_u8_s8(q[0]), vdupq_n_u8(0x80));
+            let second = veorq_u8(vreinterpretq_u8_s8(q[1]), vdupq_n_u8(0x80));
+            let mask = vdupq_n_u8(15);
+            let high = [vshrq_n_u8::<4>(first), vshrq_n_u8::<4>(second)];
+            let low = [vandq_u8(first, mask), vandq_u8(second, mask)];
+            [
+                [vreinterpretq_s8_u8(high[0]), vreinterpretq_s8_u8(high[1])],
+                [vreinterpretq_s8_u8(low[0]), vreinterpretq_s8_u8(low[1])],
+            ]
         })
     }
     #[inline(always)]
@@ -231,8 +246,9 @@ impl<const DOT: bool> Simd for Neon<DOT> {
             if DOT {
                 sdot(sdot(vdupq_n_s32(0), q[0], x[0]), q[1], x[1])
             } else {
-                let pairs = |q, x| vmlal_high_s8(vmull_s8(vget_low_s8(q), vget_low_s8(x)), q, x);
-                vpadalq_s16(vpaddlq_s16(pairs(q[0], x[0])), pairs(q[1], x[1]))
+                let first = vmlal_high_s8(vmull_s8(vget_low_s8(q[0]), vget_low_s8(x[0])), q[0], x[0]);
+                let second = vmlal_high_s8(vmull_s8(vget_low_s8(q[1]), vget_low_s8(x[1])), q[1], x[1]);
+                vpadalq_s16(vpaddlq_s16(first), second)
             }
         }
     }
@@ -278,13 +294,17 @@ impl<const DOT: bool> Simd for Neon<DOT> {
     unsafe fn transpose_block(self, from: *const f32, from_stride: usize, to: *mut f32, to_stride: usize) {
         // SAFETY: the caller vouches for the memory, `self` for the CPU.
         unsafe {
-            let row = [0, 1, 2, 3].map(
-                #[inline(always)]
-                |row| vld1q_f32(from.add(row * from_stride)),
-            );
-            for (idx, column) in transpose4(row).into_iter().enumerate() {
-                vst1q_f32(to.add(idx * to_stride), column);
-            }
+            let rows = [
+                vld1q_f32(from),
+                vld1q_f32(from.add(from_stride)),
+                vld1q_f32(from.add(2 * from_stride)),
+                vld1q_f32(from.add(3 * from_stride)),
+            ];
+            let columns = transpose4(rows);
+            vst1q_f32(to, columns[0]);
+            vst1q_f32(to.add(to_stride), columns[1]);
+            vst1q_f32(to.add(2 * to_stride), columns[2]);
+            vst1q_f32(to.add(3 * to_stride), columns[3]);
         }
     }
 

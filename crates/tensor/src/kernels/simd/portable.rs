@@ -135,6 +135,11 @@ impl Simd for Portable {
         lanes!(|i| bf16::from_le_bytes(bytes[i]).to_f32_const())
     }
     #[inline(always)]
+    unsafe fn load_i(self, from: *const u8) -> Self::I {
+        // SAFETY: the caller vouches for sixteen bytes.
+        unsafe { from.cast::<[i32; 4]>().read_unaligned() }
+    }
+    #[inline(always)]
     unsafe fn load_u8(self, from: *const u8) -> Self::I {
         // SAFETY: the caller vouches for four bytes.
         let bytes = unsafe { from.cast::<[u8; 4]>().read_unaligned() };

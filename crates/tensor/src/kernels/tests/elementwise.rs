@@ -163,3 +163,43 @@ fn dot_and_axpy_are_like_their_twins() {
         }
     }
 }
+
+#[test]
+fn heads_are_turned_as_by_the_twin() {
+    use crate::kernels::rope::rotate_on;
+    use crate::kernels::{RotaryPairs, RotaryTable};
+    everywhere(|isa, pool, place| {
+        for pairs in [RotaryPairs::Neighbours, RotaryPairs::Halves] {
+            for (n_tokens, n_heads, head_dim) in [(1, 3, 64), (2, 1, 2), (3, 2, 10), (5, 3, 36), (40, 9, 80)]
+            {
+                let values = noise(3, n_tokens * 2 * head_dim);
+                let table = RotaryTable { pairs, head_dim, values: &values };
+                let mut got = noise(4, n_tokens * n_heads * head_dim);
+                let mut want = got.clone();
+                rotate_on(isa, pool, table, &mut got);
+                naive::rotate_heads(table, &mut want);
+                let what = format!("{place}, {pairs:?}, [{n_tokens}, {n_heads}, {head_dim}]");
+                assert_close(&got, &want, 1e-6, 1.0, &what);
+            }
+        }
+    });
+}
+
+#[test]
+fn values_that_are_not_finite_are_found_anywhere() {
+    use crate::kernels::elementwise::AllFinite;
+    everywhere(|isa, _, place| {
+        for len in ODD {
+            let mut x = noise(5, len);
+            x[0] = f32::MAX;
+            assert!(isa.dispatch(AllFinite(&x)), "{place}, {len}");
+            for at in 0..len {
+                for bad in [f32::NAN, f32::INFINITY, f32::NEG_INFINITY] {
+                    let old = std::mem::replace(&mut x[at], bad);
+                    assert!(!isa.dispatch(AllFinite(&x)), "{place}, {bad} at {at} of {len}");
+                    x[at] = old;
+                }
+            }
+        }
+    });
+}

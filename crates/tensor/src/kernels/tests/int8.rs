@@ -1,7 +1,7 @@
 use super::matmul::random_weight;
-use super::{assert_close, bits, everywhere, noise};
+use super::{Product, assert_close, bits, everywhere, noise};
 use crate::kernels::isa::Isa;
-use crate::kernels::matmul::{MatmulScratch, Product};
+use crate::kernels::matmul::MatmulScratch;
 use crate::kernels::{Precision, ThreadPool, matmul_scratch_bytes, naive};
 use crate::{DType, WeightMatrix};
 

@@ -1,6 +1,6 @@
-use super::{ODD, assert_close, bits, everywhere, noise};
+use super::{ODD, Product, assert_close, bits, everywhere, noise};
 use crate::kernels::isa::Isa;
-use crate::kernels::matmul::{MatmulScratch, Product};
+use crate::kernels::matmul::{MatmulMode, MatmulScratch, Projection, run_each};
 use crate::kernels::{Precision, ThreadPool, matmul_scratch_bytes, naive};
 use crate::{DType, WeightMatrix};
 use bytes::Bytes;
@@ -154,4 +154,45 @@ fn an_empty_product_is_allowed() {
         &mut [],
         &mut scratch,
     );
+}
+
+#[test]
+fn several_products_equal_one_after_the_other() {
+    let dtypes = [DType::Q4_1, DType::Q6_K, DType::Q8_0, DType::F16];
+    everywhere(|isa, pool, place| {
+        for precision in [Precision::F32, Precision::Int8] {
+            for n_tokens in [1, 3, 8, 40] {
+                let inputs = noise(5, n_tokens * 512);
+                let weights: Vec<_> = dtypes
+                    .iter()
+                    .zip([7, 70, 33, 101])
+                    .map(|(dtype, n_out)| random_weight(*dtype, n_out, 512))
+                    .collect();
+                let mut scratch = MatmulScratch::default();
+                let alone: Vec<Vec<f32>> = weights
+                    .iter()
+                    .map(|weight| {
+                        let mut out = vec![0.0; n_tokens * weight.n_rows()];
+                        let product = Product { inputs: &inputs, weight, accumulate: false, precision };
+                        product.run(isa, pool, &mut out, &mut scratch);
+                        out
+                    })
+                    .collect();
+                let mut outs: Vec<Vec<f32>> = alone.iter().map(|out| vec![f32::NAN; out.len()]).collect();
+                let mut projections: Vec<_> =
+                    weights.iter().zip(&mut outs).map(|(weight, out)| Projection { weight, out }).collect();
+                let mode = MatmulMode { precision, ..MatmulMode::default() };
+                run_each(isa, pool, &inputs, &mut projections, &mut scratch, mode);
+                for ((got, want), dtype) in outs.iter().zip(&alone).zip(dtypes) {
+                    assert_close(
+                        got,
+                        want,
+                        1e-5,
+                        50.0,
+                        &format!("{place}, {dtype}, {precision:?}, {n_tokens}"),
+                    );
+                }
+            }
+        }
+    });
 }

@@ -8,7 +8,26 @@ mod matmul;
 mod pool;
 
 use super::isa::Isa;
+use super::matmul::{MatmulMode, MatmulScratch, Precision, Projection, Store, run_each};
 use super::pool::ThreadPool;
+use crate::WeightMatrix;
+
+/// One product, on any instruction set.
+#[derive(Clone, Copy)]
+pub(super) struct Product<'a> {
+    pub(super) inputs: &'a [f32],
+    pub(super) weight: &'a WeightMatrix,
+    pub(super) accumulate: bool,
+    pub(super) precision: Precision,
+}
+
+impl Product<'_> {
+    pub(super) fn run(self, isa: Isa, pool: &ThreadPool, out: &mut [f32], scratch: &mut MatmulScratch) {
+        let store = if self.accumulate { Store::Add } else { Store::Replace };
+        let mode = MatmulMode { precision: self.precision, store };
+        run_each(isa, pool, self.inputs, &mut [Projection { weight: self.weight, out }], scratch, mode);
+    }
+}
 
 /// Sizes at and around the edges of vectors, tiles and blocks.
 pub(super) const ODD: [usize; 12] = [1, 2, 3, 5, 7, 17, 31, 33, 63, 65, 100, 257];
