@@ -4,11 +4,10 @@
 //! building a graph copies nothing and takes well under a millisecond.
 
 use crate::error::EngineError;
-use crate::kv::KvLayer;
-use crate::layer::{KvLoan, LayerContext};
+use crate::layer::{LayerContext, LayerScratch, Step};
 use secateur_model::{LayerIdx, WeightSource};
 use secateur_tensor::kernels::ThreadPool;
-use std::sync::{Arc, Mutex, PoisonError};
+use std::sync::Arc;
 use tract_core::internal::*;
 use tract_core::ops::math;
 
@@ -84,14 +83,16 @@ impl LayerOp {
             OpKind::DownProj => layer.linear(self.mlp()?.down_proj(), inputs[0], outputs[0]),
             OpKind::GatedUp => {
                 let mlp = self.mlp()?;
-                layer.with_scratch(|scratch| layer.gated_up(mlp, inputs[0], outputs[0], scratch));
+                layer.with_scratch(|scratch| {
+                    let LayerScratch { kernels, up, .. } = scratch;
+                    layer.gated_up(mlp, Step::WINDOW, inputs[0], (outputs[0], up), kernels);
+                });
             }
             OpKind::Qkv => {
                 let attn = self.attn()?;
                 let [queries, keys, values] = outputs else { bail!("qkv has three outputs") };
-                let first = self.past_len();
                 layer.with_scratch(|scratch| {
-                    layer.qkv(attn, first, inputs[0], [queries, keys, values], scratch)
+                    layer.qkv(attn, Step::WINDOW, inputs[0], [queries, keys, values], &mut scratch.kernels);
                 });
             }
             OpKind::Attend => self.attend(inputs, outputs[0])?,
@@ -99,27 +100,14 @@ impl LayerOp {
         Ok(())
     }
 
-    fn past_len(&self) -> usize {
-        let slot = self.layer.kv_slot.lock().unwrap_or_else(PoisonError::into_inner);
-        slot.as_ref().map_or(0, |loan| loan.past_len)
-    }
-
+    /// Attention over a window that starts a sequence, with a cache of its own.
     fn attend(&self, inputs: &[&[f32]], out: &mut [f32]) -> TractResult<()> {
         let [queries, keys, values] = inputs else { bail!("attention has three inputs") };
         let layer = &self.layer;
         let n = queries.len() / layer.q_width();
-        let mut slot = layer.kv_slot.lock().unwrap_or_else(PoisonError::into_inner);
-        layer.with_scratch(|scratch| match slot.as_mut() {
-            Some(loan) => {
-                loan.cache.append(loan.past_len, n, keys, values);
-                layer.attend(&loan.cache, loan.past_len, queries, out, scratch);
-            }
-            None => {
-                let mut cache = layer.window_cache(n);
-                cache.append(0, n, keys, values);
-                layer.attend(&cache, 0, queries, out, scratch);
-            }
-        });
+        let mut cache = layer.window_cache(n);
+        cache.append(0, n, keys, values);
+        layer.with_scratch(|scratch| layer.attend(&cache, 0, queries, out, &mut scratch.attention));
         Ok(())
     }
 }
@@ -217,8 +205,6 @@ pub struct LayerRunner {
     mlp: Option<Plan>,
     /// As `mlp` without the projection: the input of `down_proj` is all that is computed.
     mlp_inner: Option<Plan>,
-    /// Held over a run with a lent cache, so that two sessions cannot mix their caches.
-    lending: Mutex<()>,
 }
 
 impl LayerRunner {
@@ -233,7 +219,7 @@ impl LayerRunner {
         Self::from_context(Arc::new(LayerContext::new(source, layer_idx, pool)?))
     }
 
-    pub(crate) fn from_context(layer: Arc<LayerContext>) -> Result<Self, EngineError> {
+    fn from_context(layer: Arc<LayerContext>) -> Result<Self, EngineError> {
         let plan = |wanted: bool, sublayer, outlets| {
             let plan = wanted.then(|| build(&layer, sublayer, outlets)).transpose();
             plan.map_err(|error| graph_error(&layer, &error))
@@ -241,11 +227,7 @@ impl LayerRunner {
         let attn = plan(layer.attn.is_some(), Sublayer::Attn, Outlets::All)?;
         let mlp = plan(layer.mlp.is_some(), Sublayer::Mlp, Outlets::All)?;
         let mlp_inner = plan(layer.mlp.is_some(), Sublayer::Mlp, Outlets::Inner)?;
-        Ok(Self { layer, attn, mlp, mlp_inner, lending: Mutex::new(()) })
-    }
-
-    pub(crate) fn context(&self) -> &LayerContext {
-        &self.layer
+        Ok(Self { layer, attn, mlp, mlp_inner })
     }
 
     /// Runs one sub-layer over `hidden` `[n, hidden_size]`, one sequence from position 0.
@@ -276,37 +258,6 @@ impl LayerRunner {
         let run = Tensor::from_shape(&[n, self.layer.hidden_size], hidden)
             .and_then(|input| plan.run(tvec!(input.into_tvalue())));
         run.map_err(|error| graph_error(&self.layer, &error))
-    }
-
-    /// Runs the whole layer over `hidden` in place, with the cache of a session.
-    pub(crate) fn run_cached(
-        &self,
-        hidden: &mut [f32],
-        cache: &mut KvLayer,
-        past_len: usize,
-    ) -> Result<(), EngineError> {
-        let _lending = self.lending.lock().unwrap_or_else(PoisonError::into_inner);
-        if self.attn.is_some() {
-            let lent = std::mem::replace(cache, self.layer.window_cache(0));
-            *self.slot() = Some(KvLoan { cache: lent, past_len });
-            let run = self.run(Sublayer::Attn, hidden);
-            if let Some(loan) = self.slot().take() {
-                *cache = loan.cache;
-            }
-            copy_output(run?, hidden);
-        }
-        copy_output(self.run(Sublayer::Mlp, hidden)?, hidden);
-        Ok(())
-    }
-
-    fn slot(&self) -> std::sync::MutexGuard<'_, Option<KvLoan>> {
-        self.layer.kv_slot.lock().unwrap_or_else(PoisonError::into_inner)
-    }
-}
-
-fn copy_output(run: Option<SublayerRun>, hidden: &mut [f32]) {
-    if let Some(run) = run {
-        hidden.copy_from_slice(run.output());
     }
 }
 

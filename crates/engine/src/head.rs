@@ -7,7 +7,9 @@ use crate::error::EngineError;
 use crate::layer::{check_shape, require_vector};
 use secateur_model::{WeightId, WeightRole, WeightSource};
 use secateur_tensor::WeightMatrix;
-use secateur_tensor::kernels::{MatmulScratch, ThreadPool, matmul, rms_norm};
+use secateur_tensor::kernels::{
+    MatmulMode, MatmulScratch, Precision, Projection, Store, ThreadPool, all_finite, matmul_each, rms_norm,
+};
 
 /// Vocabulary rows whose logits are in memory at a time.
 const VOCAB_BLOCK: usize = 1024;
@@ -133,7 +135,7 @@ impl Head {
         rms_norm(pool, hidden, &self.norm, self.eps, out);
     }
 
-    /// Logits of one token from its last hidden state; `normed` and `logits` are buffers.
+    /// Logits `[n, vocab_size]` of tokens from their last hidden states `[n, hidden_size]`; `normed` is a buffer.
     /// # Errors
     /// [`EngineError::NotFinite`] when a logit is NaN or infinite.
     pub(crate) fn logits(
@@ -142,19 +144,30 @@ impl Head {
         hidden: &[f32],
         normed: &mut [f32],
         logits: &mut [f32],
-        scratch: &mut MatmulScratch,
+        (precision, scratch): (Precision, &mut MatmulScratch),
     ) -> Result<(), EngineError> {
         self.normed(pool, hidden, normed);
-        matmul(pool, normed, &self.weight, logits, scratch);
-        // NaN and infinity survive a sum, so one reduction checks them all.
-        let sum: f32 = logits.iter().map(|logit| logit * 0.0).sum();
-        if sum == 0.0 { Ok(()) } else { Err(EngineError::NotFinite { what: "logits" }) }
+        let mode = MatmulMode { precision, store: Store::Replace };
+        let product = Projection { weight: &self.weight, out: &mut *logits };
+        matmul_each(pool, normed, &mut [product], scratch, mode);
+        if all_finite(logits) { Ok(()) } else { Err(EngineError::NotFinite { what: "logits" }) }
     }
 
     /// Negative log likelihood (nats) of `targets`, one for each row of `hidden` `[n, hidden_size]`.
     /// # Errors
     /// [`EngineError::TokenOutOfRange`], [`EngineError::NotFinite`].
     pub fn nll(&self, pool: &ThreadPool, hidden: &[f32], targets: &[u32]) -> Result<Vec<f32>, EngineError> {
+        self.nll_in(Precision::F32, pool, hidden, targets)
+    }
+
+    /// As [`Self::nll`], with activations that enter the product with the head as `precision` says.
+    pub(crate) fn nll_in(
+        &self,
+        precision: Precision,
+        pool: &ThreadPool,
+        hidden: &[f32],
+        targets: &[u32],
+    ) -> Result<Vec<f32>, EngineError> {
         let n = targets.len();
         let vocab_size = self.vocab_size();
         if let Some(&token) = targets.iter().find(|&&token| vocab_size <= token as usize) {
@@ -162,7 +175,7 @@ impl Head {
         }
         let mut sums = vec![LogSumExp::EMPTY; n];
         let mut picked = vec![0.0_f32; n];
-        self.for_logit_blocks(pool, &[hidden], |start, blocks| {
+        self.for_logit_blocks(precision, pool, &[hidden], |start, blocks| {
             for (row, logits) in blocks[0].chunks_exact(blocks[0].len() / n).enumerate() {
                 sums[row].add(logits);
                 let at = targets[row] as usize;
@@ -194,7 +207,7 @@ impl Head {
         let inputs: Vec<&[f32]> = std::iter::once(teacher).chain(students.iter().copied()).collect();
         let mut teacher_sums = vec![LogSumExp::EMPTY; n];
         let mut pairs = vec![vec![KlSums::EMPTY; n]; students.len()];
-        self.for_logit_blocks(pool, &inputs, |_, blocks| {
+        self.for_logit_blocks(Precision::F32, pool, &inputs, |_, blocks| {
             let width = blocks[0].len() / n;
             for row in 0..n {
                 let at = row * width..(row + 1) * width;
@@ -220,6 +233,7 @@ impl Head {
     /// Calls `visit(first vocabulary row, logits [n, block] of each input)` for block after block.
     fn for_logit_blocks(
         &self,
+        precision: Precision,
         pool: &ThreadPool,
         inputs: &[&[f32]],
         mut visit: impl FnMut(usize, &[&[f32]]),
@@ -236,12 +250,14 @@ impl Head {
         let n = inputs[0].len() / hidden_size;
         let mut buffers = vec![vec![0.0; n * VOCAB_BLOCK]; inputs.len()];
         let mut scratch = MatmulScratch::default();
+        let mode = MatmulMode { precision, store: Store::Replace };
         let mut start = 0;
         while start < self.vocab_size() {
             let block = VOCAB_BLOCK.min(self.vocab_size() - start);
             let rows = self.weight.rows(start, block);
             for (normed, buffer) in normed.iter().zip(&mut buffers) {
-                matmul(pool, normed, &rows, &mut buffer[..n * block], &mut scratch);
+                let product = Projection { weight: &rows, out: &mut buffer[..n * block] };
+                matmul_each(pool, normed, &mut [product], &mut scratch, mode);
             }
             let views: Vec<&[f32]> = buffers.iter().map(|buffer| &buffer[..n * block]).collect();
             visit(start, &views);

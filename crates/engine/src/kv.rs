@@ -2,6 +2,7 @@
 
 use half::f16;
 use half::slice::HalfFloatSliceExt;
+use half::vec::HalfBitsVecExt;
 use secateur_model::{KvDType, LayerConfig};
 use secateur_tensor::kernels::KvSlice;
 
@@ -26,7 +27,7 @@ impl KvBuffer {
     fn zeroed(len: usize, dtype: KvDType) -> Self {
         match dtype {
             KvDType::F32 => Self::F32(vec![0.0; len]),
-            KvDType::F16 => Self::F16(vec![f16::ZERO; len]),
+            KvDType::F16 => Self::F16(f16_zeros(len)),
         }
     }
 
@@ -45,6 +46,12 @@ impl KvBuffer {
     }
 }
 
+/// Zeros that take no memory until they are written: the standard library asks the system for them only where it knows
+/// the type, such as integers.
+fn f16_zeros(len: usize) -> Vec<f16> {
+    vec![0_u16; len].reinterpret_into()
+}
+
 /// Numbers of values in a row of one head, before and after.
 struct Resize {
     n_kv_heads: usize,
@@ -58,7 +65,7 @@ impl Resize {
         let len = self.n_kv_heads * self.new_row;
         match buffer {
             KvBuffer::F32(values) => KvBuffer::F32(self.moved(values, vec![0.0; len])),
-            KvBuffer::F16(values) => KvBuffer::F16(self.moved(values, vec![f16::ZERO; len])),
+            KvBuffer::F16(values) => KvBuffer::F16(self.moved(values, f16_zeros(len))),
         }
     }
 

@@ -2,12 +2,12 @@
 
 use crate::error::EngineError;
 use crate::kv::KvLayer;
-use crate::rope::Rope;
-use secateur_model::{LayerConfig, LayerIdx, ModelConfig, WeightId, WeightRole, WeightSource};
+use crate::rope::{Rope, RopeAngles};
+use secateur_model::{LayerConfig, LayerIdx, WeightId, WeightRole, WeightSource};
 use secateur_tensor::WeightMatrix;
 use secateur_tensor::kernels::{
-    AttentionArgs, AttentionScratch, MatmulScratch, ThreadPool, attention, matmul, matmul_add, rms_norm,
-    silu_mul,
+    AttentionArgs, AttentionScratch, MatmulMode, MatmulScratch, Precision, Projection, Store, ThreadPool,
+    attention, matmul_each, rms_norm, rotate_heads, silu_mul,
 };
 use std::sync::{Arc, Mutex, PoisonError};
 
@@ -27,21 +27,16 @@ impl Linear {
         Ok(Self { weight, bias })
     }
 
-    /// `out = inputs W' + b`; `inputs`: `[n, in]`, `out`: `[n, out]`.
-    pub(crate) fn apply(
+    /// `out = inputs W' + b`, or `out += inputs W' + b`; `inputs`: `[n, in]`, `out`: `[n, out]`.
+    fn apply(
         &self,
         pool: &ThreadPool,
         inputs: &[f32],
         out: &mut [f32],
+        mode: MatmulMode,
         scratch: &mut MatmulScratch,
     ) {
-        matmul(pool, inputs, &self.weight, out, scratch);
-        self.add_bias(out);
-    }
-
-    /// `out += inputs W' + b`.
-    fn apply_add(&self, pool: &ThreadPool, inputs: &[f32], out: &mut [f32], scratch: &mut MatmulScratch) {
-        matmul_add(pool, inputs, &self.weight, out, scratch);
+        matmul_each(pool, inputs, &mut [Projection { weight: &self.weight, out }], scratch, mode);
         self.add_bias(out);
     }
 
@@ -115,13 +110,25 @@ pub(crate) struct MlpWeights {
     down_proj: Linear,
 }
 
-/// What a graph run may borrow from a session: its cache of this layer and how full it is.
-pub(crate) struct KvLoan {
-    pub(crate) cache: KvLayer,
-    pub(crate) past_len: usize,
+/// The tokens of a step, and how they are computed.
+#[derive(Clone, Copy, Debug)]
+pub(crate) struct Step {
+    /// Position of the first token.
+    pub(crate) first: usize,
+    /// How activations enter the products with weights.
+    pub(crate) precision: Precision,
 }
 
-/// One layer ready to run: weights in place, threads, and a slot for the cache of whoever is running.
+impl Step {
+    /// A window that starts a sequence, computed exactly: what calibration sees.
+    pub(crate) const WINDOW: Self = Self { first: 0, precision: Precision::F32 };
+
+    fn mode(self, store: Store) -> MatmulMode {
+        MatmulMode { precision: self.precision, store }
+    }
+}
+
+/// One layer ready to run: weights in place, and threads.
 pub struct LayerContext {
     pub(crate) layer_idx: LayerIdx,
     pub(crate) config: LayerConfig,
@@ -132,7 +139,6 @@ pub struct LayerContext {
     pool: Arc<ThreadPool>,
     pub(crate) attn: Option<AttnWeights>,
     pub(crate) mlp: Option<MlpWeights>,
-    pub(crate) kv_slot: Mutex<Option<KvLoan>>,
     scratch: SharedScratch,
 }
 
@@ -149,14 +155,41 @@ impl std::fmt::Debug for LayerContext {
 /// a prompt chunk would outweigh the model.
 pub(crate) type SharedScratch = Arc<Mutex<LayerScratch>>;
 
-/// Buffers that outlive a call.
+/// Buffers that outlive a call. They grow to what the largest step needs, and stay.
 #[derive(Default)]
 pub(crate) struct LayerScratch {
-    matmul: MatmulScratch,
-    attention: AttentionScratch,
-    rope_table: Vec<f32>,
-    up: Vec<f32>,
+    pub(crate) kernels: KernelScratch,
+    pub(crate) attention: AttentionScratch,
+    /// Beside the output of `gate_proj`.
+    pub(crate) up: Vec<f32>,
+    normed: Vec<f32>,
+    queries: Vec<f32>,
+    keys: Vec<f32>,
+    values: Vec<f32>,
+    mixed: Vec<f32>,
+    inner: Vec<f32>,
 }
+
+/// Buffers of the products, and the angles of the step's tokens.
+#[derive(Default)]
+pub(crate) struct KernelScratch {
+    pub(crate) matmul: MatmulScratch,
+    angles: RopeAngles,
+}
+
+/// The first `len` values of `buffer`, made longer when it is too short; what they hold is left open.
+fn sized(buffer: &mut Vec<f32>, len: usize) -> &mut [f32] {
+    if buffer.len() < len {
+        // Nothing of the old values is needed: freeing first keeps the peak low.
+        *buffer = Vec::new();
+        *buffer = vec![0.0; len];
+    }
+    &mut buffer[..len]
+}
+
+/// Tokens up to which attention is computed token by token: so few gain nothing from blocks, and each gets
+/// the very bits that it gets alone, which drafts rely on.
+const SINGLE_ATTENTION: usize = crate::session::MAX_EACH;
 
 impl LayerContext {
     /// Resolves the weights of a layer. Cheap: shares the mapped bytes.
@@ -191,7 +224,6 @@ impl LayerContext {
             pool,
             attn,
             mlp,
-            kv_slot: Mutex::new(None),
             scratch,
         })
     }
@@ -212,21 +244,27 @@ impl LayerContext {
         rms_norm(&self.pool, hidden, norm, self.eps, out);
     }
 
-    /// Queries, keys and values of `normed` `[n, hidden]`, already turned for positions from `first`.
+    /// Queries, keys and values of `normed` `[n, hidden]`, already turned for their positions.
     pub(crate) fn qkv(
         &self,
         attn: &AttnWeights,
-        first: usize,
+        step: Step,
         normed: &[f32],
         [queries, keys, values]: [&mut [f32]; 3],
-        scratch: &mut LayerScratch,
+        scratch: &mut KernelScratch,
     ) {
-        attn.q_proj.apply(&self.pool, normed, queries, &mut scratch.matmul);
-        attn.k_proj.apply(&self.pool, normed, keys, &mut scratch.matmul);
-        attn.v_proj.apply(&self.pool, normed, values, &mut scratch.matmul);
-        let n = normed.len() / self.hidden_size;
-        scratch.rope_table.resize(self.head_dim, 0.0);
-        self.rope.apply(first, n, queries, keys, &mut scratch.rope_table);
+        let mut products = [
+            Projection { weight: &attn.q_proj.weight, out: &mut *queries },
+            Projection { weight: &attn.k_proj.weight, out: &mut *keys },
+            Projection { weight: &attn.v_proj.weight, out: &mut *values },
+        ];
+        matmul_each(&self.pool, normed, &mut products, &mut scratch.matmul, step.mode(Store::Replace));
+        attn.q_proj.add_bias(queries);
+        attn.k_proj.add_bias(keys);
+        attn.v_proj.add_bias(values);
+        let table = scratch.angles.at(&self.rope, step.first, normed.len() / self.hidden_size);
+        rotate_heads(&self.pool, table, queries);
+        rotate_heads(&self.pool, table, keys);
     }
 
     /// Attention of `n` new tokens whose keys and values are in `cache` at `past_len..past_len + n`.
@@ -236,69 +274,84 @@ impl LayerContext {
         past_len: usize,
         queries: &[f32],
         out: &mut [f32],
-        scratch: &mut LayerScratch,
+        scratch: &mut AttentionScratch,
     ) {
-        let args = AttentionArgs {
-            queries,
-            keys: cache.keys(),
-            values: cache.values(),
-            past_len,
-            n_tokens: queries.len() / self.q_width(),
-            n_heads: self.config.num_attention_heads,
-            n_kv_heads: self.config.num_key_value_heads,
-            head_dim: self.head_dim,
-            context_len: cache.context_len(),
-        };
-        attention(&self.pool, &args, out, &mut scratch.attention);
+        let (width, n_tokens) = (self.q_width(), queries.len() / self.q_width());
+        let pass = if n_tokens <= SINGLE_ATTENTION { 1 } else { n_tokens };
+        let passes = queries.chunks(pass * width).zip(out.chunks_mut(pass * width));
+        for (nth, (queries, out)) in passes.enumerate() {
+            let args = AttentionArgs {
+                queries,
+                keys: cache.keys(),
+                values: cache.values(),
+                past_len: past_len + nth * pass,
+                n_tokens: pass,
+                n_heads: self.config.num_attention_heads,
+                n_kv_heads: self.config.num_key_value_heads,
+                head_dim: self.head_dim,
+                context_len: cache.context_len(),
+            };
+            attention(&self.pool, &args, out, scratch);
+        }
     }
 
-    /// `silu(normed Wg') * (normed Wu')`: the input of `down_proj`.
+    /// `silu(normed Wg') * (normed Wu')` into `out`: the input of `down_proj`. `up` is a buffer.
     pub(crate) fn gated_up(
         &self,
         mlp: &MlpWeights,
+        step: Step,
         normed: &[f32],
-        out: &mut [f32],
-        scratch: &mut LayerScratch,
+        (out, up): (&mut [f32], &mut Vec<f32>),
+        scratch: &mut KernelScratch,
     ) {
-        let mut up = std::mem::take(&mut scratch.up);
-        up.resize(out.len(), 0.0);
-        mlp.gate_proj.apply(&self.pool, normed, out, &mut scratch.matmul);
-        mlp.up_proj.apply(&self.pool, normed, &mut up, &mut scratch.matmul);
-        silu_mul(&self.pool, out, &up);
-        scratch.up = up;
+        let up = sized(up, out.len());
+        let mut products = [
+            Projection { weight: &mlp.gate_proj.weight, out: &mut *out },
+            Projection { weight: &mlp.up_proj.weight, out: &mut *up },
+        ];
+        matmul_each(&self.pool, normed, &mut products, &mut scratch.matmul, step.mode(Store::Replace));
+        mlp.gate_proj.add_bias(out);
+        mlp.up_proj.add_bias(up);
+        silu_mul(&self.pool, out, up);
     }
 
+    /// `out = inputs W' + b`, exactly.
     pub(crate) fn linear(&self, linear: &Linear, inputs: &[f32], out: &mut [f32]) {
-        self.with_scratch(|scratch| linear.apply(&self.pool, inputs, out, &mut scratch.matmul));
+        let mode = Step::WINDOW.mode(Store::Replace);
+        self.with_scratch(|scratch| {
+            linear.apply(&self.pool, inputs, out, mode, &mut scratch.kernels.matmul);
+        });
     }
 
-    /// The whole layer for one token, in place; nothing is allocated once the buffers have their size.
-    pub(crate) fn decode_step(
+    /// The whole layer over the tokens `hidden` `[n, hidden_size]` of a step, in place. Nothing is allocated once the
+    /// buffers have their size.
+    pub(crate) fn forward(
         &self,
+        step: Step,
         hidden: &mut [f32],
         cache: &mut KvLayer,
-        past_len: usize,
-        buffers: &mut DecodeBuffers,
         scratch: &mut LayerScratch,
     ) {
-        let normed = &mut buffers.normed[..];
+        let n = hidden.len() / self.hidden_size;
+        let LayerScratch { kernels, attention, up, normed, queries, keys, values, mixed, inner } = scratch;
+        let normed = sized(normed, hidden.len());
+        let add = step.mode(Store::Add);
         if let Some(attn) = &self.attn {
-            let (q_width, kv_width) = (self.q_width(), self.kv_width());
-            let queries = &mut buffers.queries[..q_width];
-            let keys = &mut buffers.keys[..kv_width];
-            let values = &mut buffers.values[..kv_width];
+            let queries = sized(queries, n * self.q_width());
+            let keys = sized(keys, n * self.kv_width());
+            let values = sized(values, n * self.kv_width());
             self.normed(&attn.norm, hidden, normed);
-            self.qkv(attn, past_len, normed, [queries, keys, values], scratch);
-            cache.append(past_len, 1, keys, values);
-            let mixed = &mut buffers.mixed[..q_width];
-            self.attend(cache, past_len, queries, mixed, scratch);
-            attn.o_proj.apply_add(&self.pool, mixed, hidden, &mut scratch.matmul);
+            self.qkv(attn, step, normed, [queries, keys, values], kernels);
+            cache.append(step.first, n, keys, values);
+            let mixed = sized(mixed, n * self.q_width());
+            self.attend(cache, step.first, queries, mixed, attention);
+            attn.o_proj.apply(&self.pool, mixed, hidden, add, &mut kernels.matmul);
         }
         if let Some(mlp) = &self.mlp {
-            let inner = &mut buffers.inner[..self.config.intermediate_size];
+            let inner = sized(inner, n * self.config.intermediate_size);
             self.normed(&mlp.norm, hidden, normed);
-            self.gated_up(mlp, normed, inner, scratch);
-            mlp.down_proj.apply_add(&self.pool, inner, hidden, &mut scratch.matmul);
+            self.gated_up(mlp, step, normed, (inner, up), kernels);
+            mlp.down_proj.apply(&self.pool, inner, hidden, add, &mut kernels.matmul);
         }
     }
 
@@ -325,32 +378,6 @@ impl AttnWeights {
 impl MlpWeights {
     pub(crate) fn down_proj(&self) -> &Linear {
         &self.down_proj
-    }
-}
-
-/// One token's activations, sized for the widest layer.
-pub(crate) struct DecodeBuffers {
-    normed: Vec<f32>,
-    queries: Vec<f32>,
-    keys: Vec<f32>,
-    values: Vec<f32>,
-    mixed: Vec<f32>,
-    inner: Vec<f32>,
-}
-
-impl DecodeBuffers {
-    pub(crate) fn new(config: &ModelConfig) -> Self {
-        let widest = |of: fn(&LayerConfig) -> usize| config.layers.iter().map(of).max().unwrap_or(0);
-        let q_width = widest(|layer| layer.num_attention_heads) * config.head_dim;
-        let kv_width = widest(|layer| layer.num_key_value_heads) * config.head_dim;
-        Self {
-            normed: vec![0.0; config.hidden_size],
-            queries: vec![0.0; q_width],
-            keys: vec![0.0; kv_width],
-            values: vec![0.0; kv_width],
-            mixed: vec![0.0; q_width],
-            inner: vec![0.0; widest(|layer| layer.intermediate_size)],
-        }
     }
 }
 

@@ -1,9 +1,10 @@
 //! Rotary position embedding (RoFormer, arXiv 2104.09864, eq. 34), both layouts and Llama-3 scaling.
 
 use secateur_model::{ModelConfig, RopeLayout, RopeScaling};
+use secateur_tensor::kernels::{RotaryPairs, RotaryTable};
 use std::f64::consts::PI;
 
-/// Frequencies of a model; turns queries and keys in place.
+/// Frequencies of a model.
 #[derive(Clone, Debug)]
 pub(crate) struct Rope {
     layout: RopeLayout,
@@ -46,56 +47,51 @@ impl Rope {
         Self { layout: config.rope_layout, head_dim: config.head_dim, inv_freq }
     }
 
-    /// Writes cosines and sines of `position` to `table`: `[head_dim]`, cosines first.
+    /// Which values of a head are turned together.
+    pub(crate) fn pairs(&self) -> RotaryPairs {
+        match self.layout {
+            RopeLayout::Interleaved => RotaryPairs::Neighbours,
+            RopeLayout::Halves => RotaryPairs::Halves,
+        }
+    }
+
+    /// Writes the angles of `position` to `table`: `[2, head_dim]`, as [`RotaryTable`] tells.
     fn fill(&self, position: usize, table: &mut [f32]) {
-        let (cos, sin) = table.split_at_mut(self.head_dim / 2);
-        for ((cos, sin), freq) in cos.iter_mut().zip(sin).zip(&self.inv_freq) {
+        let (cos, sin) = table.split_at_mut(self.head_dim);
+        for (pair, freq) in self.inv_freq.iter().enumerate() {
             let angle = position as f64 * freq;
-            *cos = angle.cos() as f32;
-            *sin = angle.sin() as f32;
+            let (first, second) = match self.layout {
+                RopeLayout::Interleaved => (2 * pair, 2 * pair + 1),
+                RopeLayout::Halves => (pair, pair + self.head_dim / 2),
+            };
+            (cos[first], cos[second]) = (angle.cos() as f32, angle.cos() as f32);
+            (sin[first], sin[second]) = (-angle.sin() as f32, angle.sin() as f32);
         }
     }
+}
 
-    /// Turns `queries` `[n, q_width]` and `keys` `[n, kv_width]` for positions `first..first + n`.
-    /// `table` is a buffer of `head_dim` values.
-    pub(crate) fn apply(
-        &self,
-        first: usize,
-        n: usize,
-        queries: &mut [f32],
-        keys: &mut [f32],
-        table: &mut [f32],
-    ) {
-        let (q_width, kv_width) = (queries.len() / n, keys.len() / n);
-        for row in 0..n {
-            self.fill(first + row, table);
-            let (cos, sin) = table.split_at(self.head_dim / 2);
-            let q_row = &mut queries[row * q_width..(row + 1) * q_width];
-            let k_row = &mut keys[row * kv_width..(row + 1) * kv_width];
-            for head in q_row.chunks_exact_mut(self.head_dim).chain(k_row.chunks_exact_mut(self.head_dim)) {
-                match self.layout {
-                    RopeLayout::Interleaved => turn_pairs(head, cos, sin),
-                    RopeLayout::Halves => turn_halves(head, cos, sin),
-                }
+/// The angles of the tokens of a step, computed once for all layers.
+#[derive(Debug, Default)]
+pub(crate) struct RopeAngles {
+    first: usize,
+    n_tokens: usize,
+    values: Vec<f32>,
+}
+
+impl RopeAngles {
+    /// The angles of positions `first..first + n_tokens`. All callers of one value share one [`Rope`].
+    pub(crate) fn at(&mut self, rope: &Rope, first: usize, n_tokens: usize) -> RotaryTable<'_> {
+        let (head_dim, len) = (rope.head_dim, n_tokens * 2 * rope.head_dim);
+        if (self.first, self.n_tokens) != (first, n_tokens) {
+            if self.values.len() < len {
+                self.values.resize(len, 0.0);
             }
+            for (nth, table) in self.values[..len].chunks_exact_mut(2 * head_dim).enumerate() {
+                rope.fill(first + nth, table);
+            }
+            (self.first, self.n_tokens) = (first, n_tokens);
         }
-    }
-}
-
-fn turn_pairs(head: &mut [f32], cos: &[f32], sin: &[f32]) {
-    for ((pair, &cos), &sin) in head.chunks_exact_mut(2).zip(cos).zip(sin) {
-        let (a, b) = (pair[0], pair[1]);
-        pair[0] = a * cos - b * sin;
-        pair[1] = a * sin + b * cos;
-    }
-}
-
-fn turn_halves(head: &mut [f32], cos: &[f32], sin: &[f32]) {
-    let (first, second) = head.split_at_mut(cos.len());
-    for (((a, b), &cos), &sin) in first.iter_mut().zip(second).zip(cos).zip(sin) {
-        let (old_a, old_b) = (*a, *b);
-        *a = old_a * cos - old_b * sin;
-        *b = old_a * sin + old_b * cos;
+        RotaryTable { pairs: rope.pairs(), head_dim, values: &self.values[..len] }
     }
 }
 

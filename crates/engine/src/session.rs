@@ -1,16 +1,18 @@
 //! Whole models: token by token with a cache, and losses of windows.
 
 use crate::error::EngineError;
-use crate::graph::LayerRunner;
 use crate::head::{Embedding, Head};
 use crate::kv::KvLayer;
-use crate::layer::{DecodeBuffers, LayerContext, SharedScratch};
+use crate::layer::{LayerContext, LayerScratch, SharedScratch, Step};
 use secateur_model::{KvDType, ModelConfig, WeightSource};
-use secateur_tensor::kernels::{MatmulScratch, ThreadPool};
-use std::sync::Arc;
+use secateur_tensor::kernels::{Precision, ThreadPool};
+use std::sync::{Arc, MutexGuard, PoisonError};
 
 /// Tokens of a prompt that pass through the layers together.
 const PREFILL_CHUNK: usize = 256;
+
+/// The most tokens of one [`Session::extend_each`].
+pub const MAX_EACH: usize = 8;
 
 /// How an engine runs.
 #[derive(Clone, Copy, Debug)]
@@ -24,17 +26,25 @@ struct Inner {
     pool: Arc<ThreadPool>,
     embedding: Embedding,
     head: Head,
-    layers: Vec<LayerRunner>,
+    layers: Vec<LayerContext>,
+    scratch: SharedScratch,
+}
+
+impl Inner {
+    fn scratch(&self) -> MutexGuard<'_, LayerScratch> {
+        self.scratch.lock().unwrap_or_else(PoisonError::into_inner)
+    }
 }
 
 /// A model ready to run. Cloning shares everything.
 #[derive(Clone)]
 pub struct Engine {
     inner: Arc<Inner>,
+    precision: Precision,
 }
 
 impl Engine {
-    /// Resolves all weights and builds the layer graphs; copies no weights.
+    /// Resolves all weights; copies none. Products are exact until [`Self::with_precision`] says otherwise.
     /// # Errors
     /// [`EngineError`] when the source does not hold a complete model.
     pub fn new(source: Arc<dyn WeightSource>, options: EngineOptions) -> Result<Self, EngineError> {
@@ -51,14 +61,25 @@ impl Engine {
         let scratch = SharedScratch::default();
         let layers = (0..config.n_layers())
             .map(|layer_idx| {
-                let (pool, scratch) = (pool.clone(), scratch.clone());
-                let layer = LayerContext::with_shared_scratch(source.as_ref(), layer_idx, pool, scratch)?;
-                LayerRunner::from_context(Arc::new(layer))
+                LayerContext::with_shared_scratch(source.as_ref(), layer_idx, pool.clone(), scratch.clone())
             })
             .collect::<Result<Vec<_>, EngineError>>()?;
         let embedding = Embedding::new(source.as_ref())?;
         let head = Head::new(source.as_ref())?;
-        Ok(Self { inner: Arc::new(Inner { source, pool, embedding, head, layers }) })
+        let inner = Inner { source, pool, embedding, head, layers, scratch };
+        Ok(Self { inner: Arc::new(inner), precision: Precision::F32 })
+    }
+
+    /// The same engine with activations that enter the products with weights as `precision` says.
+    #[must_use]
+    pub fn with_precision(self, precision: Precision) -> Self {
+        Self { precision, ..self }
+    }
+
+    /// How activations enter the products with weights.
+    #[must_use]
+    pub fn precision(&self) -> Precision {
+        self.precision
     }
 
     /// Shape of the model.
@@ -71,6 +92,12 @@ impl Engine {
     #[must_use]
     pub fn source(&self) -> &Arc<dyn WeightSource> {
         &self.inner.source
+    }
+
+    /// The threads that compute.
+    #[must_use]
+    pub fn pool(&self) -> Arc<ThreadPool> {
+        self.inner.pool.clone()
     }
 
     /// Threads that compute.
@@ -95,8 +122,7 @@ impl Engine {
             hidden: vec![0.0; config.hidden_size],
             normed: vec![0.0; config.hidden_size],
             logits: vec![0.0; config.vocab_size],
-            buffers: DecodeBuffers::new(config),
-            head_scratch: MatmulScratch::default(),
+            n_logits: 0,
             engine: self.clone(),
         })
     }
@@ -114,8 +140,9 @@ impl Engine {
         let mut losses = Vec::with_capacity(targets.len());
         let inputs = &window[..targets.len()];
         for (chunk, targets) in inputs.chunks(PREFILL_CHUNK).zip(targets.chunks(PREFILL_CHUNK)) {
-            let hidden = session.prefill_chunk(chunk, cancelled)?;
-            losses.extend(self.inner.head.nll(&self.inner.pool, &hidden, targets)?);
+            session.forward(chunk, cancelled)?;
+            let hidden = &session.hidden[..chunk.len() * self.config().hidden_size];
+            losses.extend(self.inner.head.nll_in(self.precision, &self.inner.pool, hidden, targets)?);
         }
         Ok(losses)
     }
@@ -138,11 +165,12 @@ pub struct Session {
     caches: Vec<KvLayer>,
     context_len: usize,
     len: usize,
+    /// Hidden states of the tokens of the last step, `[n, hidden_size]`, behind them what is left of longer ones.
     hidden: Vec<f32>,
     normed: Vec<f32>,
+    /// `[n_logits, vocab_size]`, behind them what is left of longer ones.
     logits: Vec<f32>,
-    buffers: DecodeBuffers,
-    head_scratch: MatmulScratch,
+    n_logits: usize,
 }
 
 impl Session {
@@ -208,8 +236,7 @@ impl Session {
             hidden: vec![0.0; config.hidden_size],
             normed: vec![0.0; config.hidden_size],
             logits: vec![0.0; config.vocab_size],
-            buffers: DecodeBuffers::new(config),
-            head_scratch: MatmulScratch::default(),
+            n_logits: 0,
             engine: self.engine.clone(),
         })
     }
@@ -224,12 +251,13 @@ impl Session {
         }
         self.truncate(0);
         let engine = self.engine.clone();
-        let hidden_size = self.hidden.len();
+        let hidden_size = engine.config().hidden_size;
         let mut sum = vec![0.0_f32; hidden_size];
         for chunk in tokens.chunks(PREFILL_CHUNK) {
-            let hidden = self.prefill_chunk(chunk, cancelled)?;
+            self.forward(chunk, cancelled)?;
+            let hidden = &self.hidden[..chunk.len() * hidden_size];
             let mut normed = vec![0.0; hidden.len()];
-            engine.inner.head.normed(&engine.inner.pool, &hidden, &mut normed);
+            engine.inner.head.normed(&engine.inner.pool, hidden, &mut normed);
             for row in normed.chunks_exact(hidden_size) {
                 sum.iter_mut().zip(row).for_each(|(sum, value)| *sum += value);
             }
@@ -250,29 +278,70 @@ impl Session {
     /// # Errors
     /// [`EngineError`]; [`EngineError::Cancelled`] when `cancelled` said so.
     pub fn extend(&mut self, tokens: &[u32], cancelled: &dyn Fn() -> bool) -> Result<&[f32], EngineError> {
+        self.extend_by(tokens, 1, cancelled)
+    }
+
+    /// As [`Self::extend`] with at most [`MAX_EACH`] tokens, and returns the logits after each of them:
+    /// `[tokens.len(), vocab_size]`.
+    ///
+    /// With [`Precision::Int8`] they are bit for bit those of the same tokens one by one.
+    /// # Errors
+    /// As [`Self::extend`].
+    /// # Panics
+    /// For more tokens.
+    pub fn extend_each(
+        &mut self,
+        tokens: &[u32],
+        cancelled: &dyn Fn() -> bool,
+    ) -> Result<&[f32], EngineError> {
+        assert!(tokens.len() <= MAX_EACH, "{} tokens, at most {MAX_EACH}", tokens.len());
+        self.extend_by(tokens, tokens.len(), cancelled)
+    }
+
+    /// The logits that the last call of [`Self::extend`] or [`Self::extend_each`] returned.
+    #[must_use]
+    pub fn last_logits(&self) -> &[f32] {
+        &self.logits[..self.n_logits * self.engine.config().vocab_size]
+    }
+
+    fn extend_by(
+        &mut self,
+        tokens: &[u32],
+        n_logits: usize,
+        cancelled: &dyn Fn() -> bool,
+    ) -> Result<&[f32], EngineError> {
         let old_len = self.len;
-        let result = self.extend_inner(tokens, cancelled);
+        let result = self.extend_inner(tokens, n_logits, cancelled);
         if let Err(error) = result {
             self.len = old_len;
             return Err(error);
         }
-        Ok(&self.logits)
+        self.n_logits = n_logits;
+        Ok(self.last_logits())
     }
 
-    fn extend_inner(&mut self, tokens: &[u32], cancelled: &dyn Fn() -> bool) -> Result<(), EngineError> {
-        match tokens {
-            [] => return Err(EngineError::Empty),
-            [token] => self.decode(*token, cancelled)?,
-            _ => {
-                let hidden_size = self.hidden.len();
-                for chunk in tokens.chunks(PREFILL_CHUNK) {
-                    let hidden = self.prefill_chunk(chunk, cancelled)?;
-                    self.hidden.copy_from_slice(&hidden[hidden.len() - hidden_size..]);
-                }
-            }
+    fn extend_inner(
+        &mut self,
+        tokens: &[u32],
+        n_logits: usize,
+        cancelled: &dyn Fn() -> bool,
+    ) -> Result<(), EngineError> {
+        if tokens.is_empty() {
+            return Err(EngineError::Empty);
         }
-        let Inner { head, pool, .. } = &*self.engine.inner;
-        head.logits(pool, &self.hidden, &mut self.normed, &mut self.logits, &mut self.head_scratch)
+        for chunk in tokens.chunks(PREFILL_CHUNK) {
+            self.forward(chunk, cancelled)?;
+        }
+        let inner = &*self.engine.inner;
+        let hidden_size = self.engine.config().hidden_size;
+        let last_chunk = (tokens.len() - 1) % PREFILL_CHUNK + 1;
+        let last = &self.hidden[(last_chunk - n_logits) * hidden_size..last_chunk * hidden_size];
+        grow(&mut self.normed, last.len());
+        grow(&mut self.logits, n_logits * inner.head.vocab_size());
+        let (normed, logits) =
+            (&mut self.normed[..last.len()], &mut self.logits[..n_logits * inner.head.vocab_size()]);
+        let scratch = &mut inner.scratch().kernels.matmul;
+        inner.head.logits(&inner.pool, last, normed, logits, (self.engine.precision, scratch))
     }
 
     fn check_room(&self, asked: usize) -> Result<(), EngineError> {
@@ -283,40 +352,31 @@ impl Session {
         Err(EngineError::ContextFull { asked, free, context_len: self.context_len })
     }
 
-    fn decode(&mut self, token: u32, cancelled: &dyn Fn() -> bool) -> Result<(), EngineError> {
-        self.check_room(1)?;
-        if cancelled() {
-            return Err(EngineError::Cancelled);
-        }
-        let inner = &*self.engine.inner;
-        inner.embedding.lookup(&[token], &mut self.hidden)?;
-        for (runner, cache) in inner.layers.iter().zip(&mut self.caches) {
-            let layer = runner.context();
-            layer.with_scratch(|scratch| {
-                layer.decode_step(&mut self.hidden, cache, self.len, &mut self.buffers, scratch);
-            });
-        }
-        self.len += 1;
-        Ok(())
-    }
-
-    /// Runs a chunk of tokens through all layers and returns their last hidden states.
-    pub(crate) fn prefill_chunk(
-        &mut self,
-        tokens: &[u32],
-        cancelled: &dyn Fn() -> bool,
-    ) -> Result<Vec<f32>, EngineError> {
+    /// Runs a chunk of tokens through all layers; their last hidden states are in `self.hidden` then.
+    fn forward(&mut self, tokens: &[u32], cancelled: &dyn Fn() -> bool) -> Result<(), EngineError> {
         self.check_room(tokens.len())?;
         let inner = &*self.engine.inner;
-        let mut hidden = vec![0.0; tokens.len() * self.hidden.len()];
-        inner.embedding.lookup(tokens, &mut hidden)?;
-        for (runner, cache) in inner.layers.iter().zip(&mut self.caches) {
-            if cancelled() {
+        let len = tokens.len() * self.engine.config().hidden_size;
+        grow(&mut self.hidden, len);
+        let hidden = &mut self.hidden[..len];
+        inner.embedding.lookup(tokens, hidden)?;
+        let step = Step { first: self.len, precision: self.engine.precision };
+        let mut scratch = inner.scratch();
+        for (nth, (layer, cache)) in inner.layers.iter().zip(&mut self.caches).enumerate() {
+            // A decode step is short: it is asked once.
+            if (nth == 0 || 1 < tokens.len()) && cancelled() {
                 return Err(EngineError::Cancelled);
             }
-            runner.run_cached(&mut hidden, cache, self.len)?;
+            layer.forward(step, hidden, cache, &mut scratch);
         }
         self.len += tokens.len();
-        Ok(hidden)
+        Ok(())
+    }
+}
+
+/// Makes `buffer` at least `len` long.
+fn grow(buffer: &mut Vec<f32>, len: usize) {
+    if buffer.len() < len {
+        buffer.resize(len, 0.0);
     }
 }

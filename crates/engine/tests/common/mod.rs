@@ -1,5 +1,7 @@
 //! A tiny model in memory with fixed pseudo-random weights.
 
+#![allow(dead_code, reason = "each test uses its part")]
+
 use bytes::Bytes;
 use secateur_model::{
     Architecture, LayerConfig, ModelConfig, RopeLayout, RopeScaling, WeightError, WeightId, WeightRole,
@@ -86,3 +88,15 @@ pub(crate) fn source(config: ModelConfig) -> MemorySource {
 
 pub(crate) const FULL: LayerConfig =
     LayerConfig { num_attention_heads: 4, num_key_value_heads: 2, intermediate_size: 48 };
+
+/// Stores the matrices of `source` in `dtype` where their rows divide into its blocks.
+pub(crate) fn stored_in(mut source: MemorySource, dtype: DType) -> MemorySource {
+    for weight in source.weights.values_mut() {
+        let (n_rows, n_cols) = (weight.n_rows(), weight.n_cols());
+        let Some(row_bytes) = dtype.row_bytes(n_cols).filter(|_| 1 < n_rows) else { continue };
+        let mut bytes = vec![0; n_rows * row_bytes];
+        secateur_tensor::blocks::quantize(dtype, &weight.to_f32(), &mut bytes).unwrap();
+        *weight = WeightMatrix::new(dtype, n_rows, n_cols, Bytes::from(bytes)).unwrap();
+    }
+    source
+}
