@@ -9,6 +9,7 @@
 //! Memory: `O(vocab_size)` for one sampler, reused for every token; `O(context_len)` token ids for one sequence.
 #![forbid(unsafe_code)]
 
+mod drafted;
 mod error;
 mod events;
 mod generation;
@@ -21,12 +22,13 @@ mod sampler;
 mod sequence;
 mod stop;
 
+pub use drafted::{DraftCounts, Drafted};
 pub use error::GenerateError;
 pub use events::{FinishReason, Finished, GenerateEvent, Timings, Usage};
 pub use generation::{Generation, PREFILL_STEP, Step};
 pub use grammar::{Grammar, GrammarError, GrammarFactory, GrammarMatcher, TokenSet};
 pub use logprobs::{TokenLogprob, TokenLogprobs, token_logprobs};
-pub use model::{TextDecoder, TokenModel};
+pub use model::{BatchModel, TextDecoder, TokenModel};
 pub use params::{GenerateRequest, MAX_TOP_LOGPROBS, ParamError, SamplingParams};
 pub use rng::Rng;
 pub use sampler::Sampler;

@@ -30,6 +30,27 @@ pub trait TokenModel {
     fn vocab_size(&self) -> usize;
 }
 
+/// A model that can read some tokens at once and tell the logits after each.
+pub trait BatchModel: TokenModel {
+    /// Reads at most [`secateur_engine::MAX_EACH`] tokens and returns the logits after each: `[tokens.len(), vocab_size]`.
+    /// # Errors
+    /// As [`TokenModel::extend`].
+    fn extend_each(&mut self, tokens: &[u32], cancelled: &dyn Fn() -> bool) -> Result<&[f32], EngineError>;
+
+    /// What the last call returned.
+    fn last_logits(&self) -> &[f32];
+}
+
+impl BatchModel for Session {
+    fn extend_each(&mut self, tokens: &[u32], cancelled: &dyn Fn() -> bool) -> Result<&[f32], EngineError> {
+        Session::extend_each(self, tokens, cancelled)
+    }
+
+    fn last_logits(&self) -> &[f32] {
+        Session::last_logits(self)
+    }
+}
+
 impl TokenModel for Session {
     fn extend(&mut self, tokens: &[u32], cancelled: &dyn Fn() -> bool) -> Result<&[f32], EngineError> {
         Session::extend(self, tokens, cancelled)

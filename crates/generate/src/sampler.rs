@@ -7,6 +7,7 @@
 //! Memory: two buffers of `vocab_size` candidates, allocated once.
 
 use crate::{GenerateError, ParamError, Rng, SamplingParams, TokenSet};
+use secateur_engine::argmax;
 use std::cmp::Ordering;
 use std::collections::HashMap;
 
@@ -96,8 +97,14 @@ impl Sampler {
             return Err(GenerateError::LogitCount { got: logits.len(), vocab_size: self.vocab_size });
         }
         // Negative infinity is a legal logit: a token that cannot be.
-        if logits.iter().any(|logit| logit.is_nan() || *logit == f32::INFINITY) {
+        // Without early exits the loop is one of vectors.
+        if logits.iter().fold(false, |bad, logit| bad | logit.is_nan() | (*logit == f32::INFINITY)) {
             return Err(GenerateError::NotFinite);
+        }
+        let is_adjusted = !self.seen.is_empty() || !self.params.logit_bias.is_empty();
+        if self.takes_likeliest() && allowed.is_none() && !is_adjusted {
+            let best = argmax(logits).filter(|&best| logits[best].is_finite());
+            return best.and_then(|best| u32::try_from(best).ok()).ok_or(GenerateError::NotFinite);
         }
         self.candidates.clear();
         let pairs = (0u32..).zip(logits);
@@ -110,7 +117,7 @@ impl Sampler {
         if is_narrowed && self.candidates.iter().all(|candidate| candidate.weight == f32::NEG_INFINITY) {
             return Err(GenerateError::NothingAllowed);
         }
-        if self.params.temperature == 0.0 || self.params.top_k == 1 {
+        if self.takes_likeliest() {
             return likeliest(&self.candidates).ok_or(GenerateError::NotFinite);
         }
         self.keep_top_k();
@@ -118,6 +125,10 @@ impl Sampler {
         self.keep_top_p();
         self.keep_min_p();
         Ok(draw(&self.candidates, self.rng.next_unit()))
+    }
+
+    fn takes_likeliest(&self) -> bool {
+        self.params.temperature == 0.0 || self.params.top_k == 1
     }
 
     /// Applies penalties and bias to the logits of the tokens concerned. The candidates still stand at their ids.

@@ -111,7 +111,10 @@ fn penalties_move_logits_as_documented() {
         sampler.candidates.iter().map(|candidate| candidate.weight).collect::<Vec<_>>()
     };
     let base = SamplingParams::default();
-    assert_eq!(adjusted(base.clone()), [2.0, 2.0, 2.0, -2.0]);
+    assert_eq!(
+        adjusted(SamplingParams { logit_bias: vec![(0, 0.0)], ..base.clone() }),
+        [2.0, 2.0, 2.0, -2.0]
+    );
     assert_eq!(adjusted(SamplingParams { repetition_penalty: 2.0, ..base.clone() }), [1.0, 1.0, 2.0, -4.0]);
     assert_eq!(adjusted(SamplingParams { presence_penalty: 0.5, ..base.clone() }), [2.0, 1.5, 2.0, -2.5]);
     assert_eq!(adjusted(SamplingParams { frequency_penalty: 0.5, ..base.clone() }), [2.0, 1.0, 2.0, -2.5]);
