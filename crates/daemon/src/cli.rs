@@ -50,6 +50,16 @@ pub(crate) struct RunArgs {
     threads: Option<usize>,
 }
 
+/// How a model computes.
+#[derive(Clone, Debug, Default, Args, Serialize)]
+pub(crate) struct ComputeArgs {
+    /// How activations enter products with weights: f32 (exact) or int8 (rounded, faster). Answers and bench use int8
+    /// when absent, eval uses f32.
+    #[arg(long, value_name = "PRECISION")]
+    #[serde(skip_serializing_if = "Option::is_none")]
+    precision: Option<String>,
+}
+
 #[derive(Clone, Debug, Default, Args, Serialize)]
 pub(crate) struct StateArgs {
     /// Folder of the store and of jobs at work.
@@ -142,6 +152,8 @@ pub(crate) struct ServeArgs {
     #[command(flatten)]
     run: RunArgs,
     #[command(flatten)]
+    compute: ComputeArgs,
+    #[command(flatten)]
     state: StateArgs,
     #[command(flatten)]
     plan: PlanArgs,
@@ -170,6 +182,7 @@ impl ServeArgs {
             layer(&self.model),
             layer(&self.listen),
             layer(&self.run),
+            layer(&self.compute),
             layer(&self.state),
             layer(&self.plan),
             layer(&self.method),
@@ -268,6 +281,8 @@ pub(crate) struct EvalCommand {
     #[command(flatten)]
     pub(crate) run: RunArgs,
     #[command(flatten)]
+    pub(crate) compute: ComputeArgs,
+    #[command(flatten)]
     pub(crate) state: StateArgs,
 }
 
@@ -334,6 +349,9 @@ pub(crate) struct GenerateCommand {
     /// Text that ends the answer; may be given several times.
     #[arg(long, value_name = "TEXT")]
     pub(crate) stop: Vec<String>,
+    /// A pruned form of the model that guesses ahead; the answer stays the same.
+    #[arg(long, value_name = "MODEL")]
+    pub(crate) draft: Option<String>,
     /// Tokens of context; as many as needed when absent.
     #[arg(long, value_name = "N")]
     pub(crate) context_len: Option<usize>,
@@ -342,6 +360,8 @@ pub(crate) struct GenerateCommand {
     pub(crate) seed: Option<u64>,
     #[command(flatten)]
     pub(crate) run: RunArgs,
+    #[command(flatten)]
+    pub(crate) compute: ComputeArgs,
     #[command(flatten)]
     pub(crate) state: StateArgs,
 }
@@ -359,8 +379,13 @@ pub(crate) struct BenchCommand {
     /// Measured runs; their median is reported.
     #[arg(long, value_name = "N", default_value_t = 3)]
     pub(crate) repeats: usize,
+    /// Measure also with so many tokens already in the cache, such as 0,512,1024.
+    #[arg(long, value_name = "N,N", value_delimiter = ',')]
+    pub(crate) depths: Vec<usize>,
     #[command(flatten)]
     pub(crate) run: RunArgs,
+    #[command(flatten)]
+    pub(crate) compute: ComputeArgs,
     #[command(flatten)]
     pub(crate) state: StateArgs,
 }
@@ -443,9 +468,9 @@ impl Command {
             Self::Plan(c) => vec![layer(&c.plan), layer(&c.run), layer(&c.state)],
             Self::Prune(c) => vec![layer(&c.plan), layer(&c.method), layer(&c.run), layer(&c.state)],
             Self::Compare(c) => vec![layer(&c.plan), layer(&c.method), layer(&c.run), layer(&c.state)],
-            Self::Eval(c) => vec![layer(&c.run), layer(&c.state)],
-            Self::Generate(c) => vec![layer(&c.run), layer(&c.state)],
-            Self::Bench(c) => vec![layer(&c.run), layer(&c.state)],
+            Self::Eval(c) => vec![layer(&c.run), layer(&c.compute), layer(&c.state)],
+            Self::Generate(c) => vec![layer(&c.run), layer(&c.compute), layer(&c.state)],
+            Self::Bench(c) => vec![layer(&c.run), layer(&c.compute), layer(&c.state)],
             Self::Inspect(c) => vec![layer(&c.state)],
             Self::Doctor(c) => vec![layer(&c.run), layer(&c.state), layer(&c.listen)],
             Self::Models(c) => vec![layer(&c.state)],

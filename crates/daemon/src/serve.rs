@@ -134,6 +134,7 @@ fn service_options(settings: &Settings) -> ServiceOptions {
         model: settings.model.clone(),
         memory_budget: settings.memory_budget.clone(),
         n_threads: settings.threads,
+        precision: settings.precision.clone(),
         queue_len: settings.queue_len,
         prune: settings.prune(None),
         ..ServiceOptions::new(settings.state_dir.clone())

@@ -25,6 +25,7 @@ pub(crate) struct Settings {
     pub(crate) context_len: Option<usize>,
     pub(crate) kv_dtype: String,
     pub(crate) threads: Option<usize>,
+    pub(crate) precision: Option<String>,
     pub(crate) host: String,
     pub(crate) port: u16,
     #[serde(deserialize_with = "list_or_text")]
@@ -52,6 +53,7 @@ impl Default for Settings {
             context_len: None,
             kv_dtype: "f16".into(),
             threads: None,
+            precision: None,
             host: "127.0.0.1".into(),
             port: 8712,
             allowed_hosts: Vec::new(),
@@ -101,6 +103,7 @@ impl Settings {
         secateur_service::ops::RunOptions {
             memory_budget: self.memory_budget.clone(),
             n_threads: self.threads,
+            precision: self.precision.clone(),
         }
     }
 }

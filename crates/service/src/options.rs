@@ -17,6 +17,8 @@ pub struct ServiceOptions {
     pub memory_budget: String,
     /// Threads that compute; what the device allows when absent.
     pub n_threads: Option<usize>,
+    /// `f32` or `int8`: how activations enter products with weights; `int8` when absent.
+    pub precision: Option<String>,
     /// Requests that may wait.
     pub queue_len: usize,
     /// How to prune when the model does not fit; `plan.context_len` is the context that is served.
@@ -32,6 +34,7 @@ impl ServiceOptions {
             model: None,
             memory_budget: "auto".to_owned(),
             n_threads: None,
+            precision: None,
             queue_len: DEFAULT_QUEUE_LEN,
             prune: PruneSettings::default(),
         }

@@ -5,11 +5,12 @@ use crate::budget::{Budget, plan_file};
 use crate::catalog::resolve_model;
 use crate::handle::ServiceHandle;
 use crate::opened::open_file;
-use crate::ops::threads;
+use crate::ops::{precision, threads};
 use crate::options::ServiceOptions;
 use crate::pruning::check_method;
 use crate::shared::Shared;
 use crate::worker;
+use secateur_engine::Precision;
 use secateur_store::Store;
 use std::sync::Arc;
 use std::thread::JoinHandle;
@@ -33,6 +34,7 @@ impl Service {
             tracing::warn!("{warning}");
         }
         let n_threads = threads(options.n_threads, &budget)?;
+        precision(options.precision.as_deref(), Precision::Int8)?;
         check_method(&options.prune.method)?;
         options.prune.plan.request()?;
         options.prune.calibration.fit_tokens()?;

@@ -6,16 +6,17 @@ use crate::budget::{PlanSettings, plan_view, summarize};
 use crate::catalog::{Known, all_models, find_model};
 use crate::convert::{error_chain, internal};
 use crate::opened::OpenModel;
-use crate::ops::build_engine;
+use crate::ops::{build_engine, precision};
 use crate::queue::Next;
 use crate::served::{Served, reply_decoder};
 use crate::shared::{Control, Request, Shared};
 use crate::stream::EventSink;
-use secateur_engine::{Engine, Session};
+use secateur_engine::{Engine, Precision, Session};
 use secateur_generate::{FinishReason, Finished, GenerateEvent, GenerateRequest, Sequence};
 use secateur_memory::{PlanRequest, Tables, format_bytes};
 use secateur_model::{PlanAction, PrunePlan, WeightSource};
 use secateur_store::EntryInUse;
+use secateur_tensor::kernels::ThreadPool;
 use std::ops::ControlFlow;
 use std::panic::{AssertUnwindSafe, catch_unwind};
 use std::sync::Arc;
@@ -150,7 +151,9 @@ impl Worker {
     ) -> Result<(), ServiceError> {
         let shared = self.shared.clone();
         let hold = known.entry.as_ref().map(|id| shared.store().hold(id)).transpose()?;
-        let engine = build_engine(&model, shared.n_threads())?;
+        let precision = precision(shared.options().precision.as_deref(), Precision::Int8)?;
+        let pool = Arc::new(ThreadPool::new(shared.n_threads()));
+        let engine = build_engine(&model, pool)?.with_precision(precision);
         let sequence = Sequence::new(engine.session(fit.context_len, fit.kv_dtype)?);
         let served = Arc::new(Served {
             tokenizer: model.tokenizer().clone(),

@@ -4,8 +4,8 @@ use crate::output::table;
 use secateur_service::api::{FootprintView, LayerView};
 use secateur_service::format_bytes;
 use secateur_service::ops::{
-    BenchReport, CompareReport, DoctorReport, EvalReport, GenerateReport, InspectReport, Level, PlanReport,
-    PruneFileReport, TasksReport,
+    BenchReport, CompareReport, DoctorReport, DraftReport, EvalReport, GenerateReport, InspectReport, Level,
+    PlanReport, PruneFileReport, TasksReport,
 };
 
 fn percent(share: f64) -> String {
@@ -133,7 +133,11 @@ pub(super) fn compare(report: &CompareReport) -> String {
 }
 
 pub(super) fn generated(report: &GenerateReport) -> String {
-    format!(
+    let draft = report.draft.map(|draft| {
+        let DraftReport { guessed, accepted, tokens_per_pass, .. } = draft;
+        format!(", {accepted} of {guessed} guesses accepted ({tokens_per_pass:.2} tokens a pass)")
+    });
+    let text = format!(
         "{} prompt tokens, {} generated ({}), first after {:.0} ms, then {:.1} tokens/s, seed {}, peak memory {}",
         report.prompt_tokens,
         report.completion_tokens,
@@ -142,11 +146,12 @@ pub(super) fn generated(report: &GenerateReport) -> String {
         report.tokens_per_s,
         report.seed,
         format_bytes(report.rss_peak_bytes)
-    )
+    );
+    text + &draft.unwrap_or_default()
 }
 
 pub(super) fn bench(report: &BenchReport) -> String {
-    table(&[
+    let mut rows = vec![
         (
             "prefill",
             format!(
@@ -171,14 +176,24 @@ pub(super) fn bench(report: &BenchReport) -> String {
         (
             "weights",
             format!(
-                "{} a token, {:.1} GB/s",
+                "{} a token, {:.1} GB/s of {:.1} GB/s that memory gives ({:.0} %)",
                 format_bytes(report.weight_bytes_per_token),
-                report.decode_bytes_per_s / 1e9
+                report.decode_bytes_per_s / 1e9,
+                report.memory_bytes_per_s / 1e9,
+                100.0 * report.memory_share
             ),
         ),
-        ("threads", format!("{} ({})", report.threads, report.isa)),
+        ("threads", format!("{} ({}, activations in {})", report.threads, report.isa, report.precision)),
         ("peak memory", format_bytes(report.rss_peak_bytes)),
-    ])
+    ];
+    rows.extend(report.depths.iter().map(|at| {
+        let speeds = format!(
+            "prefill {:.1} tokens/s, decode {:.1} tokens/s with {} tokens in the cache",
+            at.prefill_tokens_per_s, at.decode_tokens_per_s, at.depth
+        );
+        ("depth", speeds)
+    }));
+    table(&rows)
 }
 
 pub(super) fn inspect(report: &InspectReport) -> String {

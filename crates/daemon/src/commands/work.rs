@@ -136,6 +136,7 @@ pub(super) fn generate(args: &GenerateCommand, settings: &Settings, json: bool) 
             stop: args.stop.clone(),
             logprobs: None,
         },
+        draft: args.draft.as_deref().map(|draft| open(draft, settings)).transpose()?,
         context_len: args.context_len,
         run: settings.run(),
     };
@@ -162,6 +163,7 @@ pub(super) fn bench(args: &BenchCommand, settings: &Settings, json: bool) -> Res
         prompt_tokens: args.prompt_tokens,
         generate_tokens: args.generate_tokens,
         repeats: args.repeats,
+        depths: args.depths.clone(),
         run: settings.run(),
     };
     let cancel = cancel_flag();

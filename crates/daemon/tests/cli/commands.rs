@@ -96,6 +96,26 @@ fn every_command_prints_one_object() {
 }
 
 #[test]
+fn a_draft_changes_the_speed_and_not_the_answer() {
+    let home = Home::new();
+    let model = str_of(&home.model);
+    let generate = |more: &[&str]| {
+        let mut args = vec!["generate", model, "--prompt", "a", "--max-tokens", "24", "--json"];
+        args.extend(more);
+        home.json(&args)
+    };
+    let (plain, drafted) = (generate(&[]), generate(&["--draft", model]));
+    assert_eq!(plain["tokens"], drafted["tokens"]);
+    assert_eq!(plain["text"], drafted["text"]);
+    assert!(plain["draft"].is_null());
+    let count = |name: &str| drafted["draft"][name].as_u64().unwrap();
+    // A model accepts all that it guesses itself, but for the last round, which the end of the answer cuts off.
+    assert!((count("accepted")..count("accepted") + 8).contains(&count("guessed")), "{}", drafted["draft"]);
+    let refused = home.run(&["generate", model, "--prompt", "a", "--draft", model, "--precision", "f32"]);
+    assert_eq!(refused.status.code(), Some(64), "{refused:?}");
+}
+
+#[test]
 fn sampling_follows_the_seed() {
     let home = Home::new();
     let text = |seed: &str| {

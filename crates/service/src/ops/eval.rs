@@ -10,6 +10,7 @@ use crate::budget::resident_bytes;
 use crate::calibration::read_text;
 use crate::convert::{invalid, text_error};
 use crate::opened::OpenModel;
+use secateur_engine::Precision;
 use secateur_model::{KvDType, WeightSource};
 use secateur_tokenizer::AddSpecial;
 use serde::Serialize;
@@ -88,6 +89,8 @@ pub fn eval_text(
         context_len: request.seq_len.min(tokens.len()),
         kv_dtype: KvDType::F32,
         smaller_by: "--seq-len",
+        precision: Precision::F32,
+        extra_bytes: 0,
     };
     let engine = engine_within(model, &request.run, &need)?;
     let cancelled = || cancel.load(Ordering::Relaxed);

@@ -1,13 +1,14 @@
 //! Text from a prompt, once.
 
-use super::run::{CacheNeed, RunOptions, engine_within};
+use super::run::{CacheNeed, RunOptions, build_engine, engine_within, footprint};
 use crate::ServiceError;
 use crate::api::{ChatMessage, GenerationParams};
 use crate::budget::resident_bytes;
-use crate::convert::text_error;
+use crate::convert::{invalid, text_error};
 use crate::opened::OpenModel;
 use crate::served::{chat_tokens, generate_request};
-use secateur_generate::{GenerateEvent, Sequence};
+use secateur_engine::{Engine, Precision, Session};
+use secateur_generate::{DraftCounts, Drafted, GenerateEvent, Sequence};
 use secateur_model::{KvDType, WeightSource};
 use secateur_tokenizer::AddSpecial;
 use serde::Serialize;
@@ -36,6 +37,8 @@ pub struct GenerateOptions {
     pub kind: PromptKind,
     /// How to generate.
     pub params: GenerationParams,
+    /// A smaller model of the same vocabulary that guesses ahead; the answer stays the same.
+    pub draft: Option<OpenModel>,
     /// Context; prompt and answer when absent.
     pub context_len: Option<usize>,
     /// How the model is run.
@@ -61,10 +64,38 @@ pub struct GenerateReport {
     pub tpot_ms: f64,
     /// Tokens in a second after the first.
     pub tokens_per_s: f64,
+    /// What became of the guesses of the draft.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub draft: Option<DraftReport>,
     /// Seed that was used.
     pub seed: u64,
     /// Peak resident memory of the process.
     pub rss_peak_bytes: u64,
+}
+
+/// What became of the guesses of a draft.
+#[derive(Clone, Copy, Debug, Serialize)]
+pub struct DraftReport {
+    /// Guesses that the base model has read.
+    pub guessed: u64,
+    /// Guesses that became part of the answer.
+    pub accepted: u64,
+    /// Their share; 0 without guesses.
+    pub acceptance: f64,
+    /// Tokens of the answer for each pass of the base model.
+    pub tokens_per_pass: f64,
+}
+
+impl From<DraftCounts> for DraftReport {
+    fn from(counts: DraftCounts) -> Self {
+        let DraftCounts { rounds, guessed, accepted } = counts;
+        Self {
+            guessed,
+            accepted,
+            acceptance: accepted as f64 / guessed.max(1) as f64,
+            tokens_per_pass: (rounds + accepted) as f64 / rounds.max(1) as f64,
+        }
+    }
 }
 
 /// Generates text; `on_text` gets it piece by piece.
@@ -97,9 +128,21 @@ pub fn generate(
     let logprobs = Some(options.params.logprobs.unwrap_or(0));
     let params = GenerationParams { max_tokens: Some(max_tokens), logprobs, ..options.params.clone() };
     let request = generate_request(tokenizer, context_len, config.vocab_size, prompt, &params)?;
-    let need = CacheNeed { context_len, kv_dtype: KvDType::F16, smaller_by: "--max-tokens or --context-len" };
+    let need = CacheNeed {
+        context_len,
+        kv_dtype: KvDType::F16,
+        smaller_by: "--max-tokens or --context-len",
+        precision: Precision::Int8,
+        extra_bytes: 0,
+    };
+    // A draft has weights, a cache and buffers of its own, but shares the program.
+    let draft_bytes = options.draft.as_ref().map(|draft| {
+        let needed = footprint(draft, &need)?;
+        Ok::<_, ServiceError>(needed.total_bytes() - needed.runtime_bytes)
+    });
+    let need = CacheNeed { extra_bytes: draft_bytes.transpose()?.unwrap_or(0), ..need };
     let engine = engine_within(model, &options.run, &need)?;
-    let mut sequence = Sequence::new(engine.session(context_len, KvDType::F16)?);
+    let session = engine.session(context_len, KvDType::F16)?;
     let (mut text, mut tokens) = (String::new(), Vec::new());
     let mut on_event = |event| {
         if let GenerateEvent::Delta { text: more, logprobs } = event {
@@ -111,7 +154,14 @@ pub fn generate(
     };
     let cancelled = || cancel.load(Ordering::Relaxed);
     let mut decoder = tokenizer.stream_decoder();
-    let finished = sequence.generate(&request, &mut decoder, &cancelled, &mut on_event)?;
+    let (finished, draft) = match draft_session(model, options, &engine, context_len)? {
+        None => (Sequence::new(session).generate(&request, &mut decoder, &cancelled, &mut on_event)?, None),
+        Some(draft) => {
+            let mut sequence = Sequence::new(Drafted::new(session, draft));
+            let finished = sequence.generate(&request, &mut decoder, &cancelled, &mut on_event)?;
+            (finished, Some(DraftReport::from(sequence.model().counts())))
+        }
+    };
     Ok(GenerateReport {
         text,
         tokens,
@@ -121,7 +171,38 @@ pub fn generate(
         ttft_ms: finished.timings.ttft_ms,
         tpot_ms: finished.timings.tpot_ms,
         tokens_per_s: finished.timings.tokens_per_s,
+        draft,
         seed: request.sampling.seed,
         rss_peak_bytes: resident_bytes().1,
     })
+}
+
+/// A session of the draft, if there is one, on as many threads as the base's.
+fn draft_session(
+    model: &OpenModel,
+    options: &GenerateOptions,
+    engine: &Engine,
+    context_len: usize,
+) -> Result<Option<Session>, ServiceError> {
+    let Some(draft) = &options.draft else { return Ok(None) };
+    if !same_vocabulary(model, draft) {
+        let message = "has another vocabulary than the model: a draft must be a pruned form of it";
+        return Err(invalid("draft", message));
+    }
+    if engine.precision() != Precision::Int8 {
+        let message =
+            "needs --precision int8: only then is a token computed alike alone and with its guesses";
+        return Err(invalid("draft", message));
+    }
+    // Both never compute at once, so they share the threads.
+    let draft = build_engine(draft, engine.pool())?.with_precision(engine.precision());
+    Ok(Some(draft.session(context_len, KvDType::F16)?))
+}
+
+fn same_vocabulary(model: &OpenModel, draft: &OpenModel) -> bool {
+    let (a, b) = (model.tokenizer(), draft.tokenizer());
+    let len = model.file().config().vocab_size;
+    let ids = 0..u32::try_from(len).unwrap_or(u32::MAX);
+    len == draft.file().config().vocab_size
+        && ids.into_iter().all(|id| a.token_bytes(id) == b.token_bytes(id))
 }

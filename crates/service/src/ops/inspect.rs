@@ -4,7 +4,8 @@ use crate::ServiceError;
 use crate::api::LayerView;
 use crate::convert::data_error;
 use crate::opened::{OpenModel, model_name};
-use secateur_model::{Architecture, WeightRole, WeightSource};
+use secateur_model::{Architecture, WeightId, WeightRole, WeightSource};
+use secateur_tensor::WeightMatrix;
 use serde::Serialize;
 use std::collections::BTreeMap;
 use std::path::PathBuf;
@@ -115,18 +116,17 @@ pub fn inspect(model: &OpenModel) -> Result<InspectReport, ServiceError> {
     })
 }
 
-/// Bytes of weights that one decode step reads: every layer, and the output head. Norms are left out.
-pub(crate) fn weight_bytes_per_token(model: &OpenModel) -> Result<u64, ServiceError> {
+/// The matrices that one decode step reads: those of every layer, and the output head. Norms are left out.
+pub(crate) fn weights_of_token(model: &OpenModel) -> Result<Vec<WeightMatrix>, ServiceError> {
     let file = model.file();
     let wrong = |error| data_error(file.path(), &error);
-    let mut bytes = 0;
+    let mut weights = Vec::new();
     for layer_idx in 0..file.config().n_layers() {
         for role in WeightRole::LAYER_MATRICES {
-            let id = secateur_model::WeightId::layer(layer_idx, role);
-            bytes += file.weight(id).map_err(wrong)?.map_or(0, |weight| weight.data().len() as u64);
+            weights.extend(file.weight(WeightId::layer(layer_idx, role)).map_err(wrong)?);
         }
     }
     let role = if file.config().tie_word_embeddings { WeightRole::EmbedTokens } else { WeightRole::LmHead };
-    let head = file.require(secateur_model::WeightId::global(role)).map_err(wrong)?;
-    Ok(bytes + head.data().len() as u64)
+    weights.push(file.require(WeightId::global(role)).map_err(wrong)?);
+    Ok(weights)
 }

@@ -15,16 +15,16 @@ mod report;
 mod run;
 mod tasks;
 
-pub use bench::{BenchReport, BenchRequest, Spread, bench};
+pub use bench::{BenchReport, BenchRequest, DEPTH_PROMPT, DepthReport, Spread, bench};
 pub use compare::{
     CompareProgress, CompareReport, CompareRequest, CompareRow, TaskScore, TextScore, compare,
 };
 pub use doctor::{DoctorReport, DoctorRequest, Finding, Level, doctor};
 pub use eval::{DEFAULT_SEQ_LEN, EvalProgress, EvalReport, EvalRequest, eval_text};
-pub use generate::{DEFAULT_MAX_TOKENS, GenerateOptions, GenerateReport, PromptKind, generate};
+pub use generate::{DEFAULT_MAX_TOKENS, DraftReport, GenerateOptions, GenerateReport, PromptKind, generate};
 pub use inspect::{DTypeCount, InspectReport, inspect};
 pub use models::{DamagedModel, ModelsReport, VerifyReport, list_models, remove_models, verify_models};
 pub use prune::{PlanReport, PruneFileReport, PruneFileRequest, plan, prune_to_file};
 pub use run::RunOptions;
-pub(crate) use run::{build_engine, threads};
+pub(crate) use run::{build_engine, precision, threads};
 pub use tasks::{TasksReport, TasksRequest, eval_tasks};

@@ -4,9 +4,11 @@ use crate::ServiceError;
 use crate::budget::{Budget, PlanSettings, summarize};
 use crate::convert::data_error;
 use crate::opened::OpenModel;
-use secateur_engine::{Engine, EngineError, EngineOptions};
+use secateur_engine::{Engine, EngineError, Precision};
 use secateur_memory::{PlanRequest, format_bytes};
-use secateur_model::KvDType;
+use secateur_model::{Footprint, KvDType};
+use secateur_tensor::kernels::ThreadPool;
+use std::sync::Arc;
 
 /// How a model is run.
 #[derive(Clone, Debug)]
@@ -15,11 +17,14 @@ pub struct RunOptions {
     pub memory_budget: String,
     /// Threads that compute; what the device allows when absent.
     pub n_threads: Option<usize>,
+    /// `f32` or `int8`: how activations enter products with weights. Answers and their speed are computed with
+    /// `int8` when absent, measures of quality with `f32`.
+    pub precision: Option<String>,
 }
 
 impl Default for RunOptions {
     fn default() -> Self {
-        Self { memory_budget: "auto".to_owned(), n_threads: None }
+        Self { memory_budget: "auto".to_owned(), n_threads: None, precision: None }
     }
 }
 
@@ -54,6 +59,16 @@ pub(crate) fn threads(asked: Option<usize>, budget: &Budget) -> Result<usize, Se
     }
 }
 
+/// The precision asked for, or `default`.
+/// # Errors
+/// [`ServiceError::Invalid`] for another name.
+pub(crate) fn precision(asked: Option<&str>, default: Precision) -> Result<Precision, ServiceError> {
+    let Some(name) = asked else { return Ok(default) };
+    let unknown =
+        || crate::convert::invalid("precision", format!("`{name}` is not known, allowed are f32, int8"));
+    Precision::from_name(name).ok_or_else(unknown)
+}
+
 /// What a run needs of the cache.
 pub(crate) struct CacheNeed {
     /// Tokens in it.
@@ -62,6 +77,10 @@ pub(crate) struct CacheNeed {
     pub(crate) kv_dtype: KvDType,
     /// Setting that makes it smaller, for the error.
     pub(crate) smaller_by: &'static str,
+    /// How activations enter products when the options do not say.
+    pub(crate) precision: Precision,
+    /// Memory beyond that of the model and its cache.
+    pub(crate) extra_bytes: u64,
 }
 
 /// Builds an engine when running with such a cache stays within the budget.
@@ -73,32 +92,37 @@ pub(crate) fn engine_within(
     need: &CacheNeed,
 ) -> Result<Engine, ServiceError> {
     let (budget, n_threads) = options.resolve()?;
+    let precision = precision(options.precision.as_deref(), need.precision)?;
     check_fits(model, budget.bytes(), need)?;
-    build_engine(model, n_threads)
+    Ok(build_engine(model, Arc::new(ThreadPool::new(n_threads)))?.with_precision(precision))
 }
 
-pub(crate) fn build_engine(model: &OpenModel, n_threads: usize) -> Result<Engine, ServiceError> {
-    Engine::new(model.source(), EngineOptions { n_threads }).map_err(|error| match error {
+pub(crate) fn build_engine(model: &OpenModel, pool: Arc<ThreadPool>) -> Result<Engine, ServiceError> {
+    Engine::with_pool(model.source(), pool).map_err(|error| match error {
         EngineError::Cancelled => ServiceError::Cancelled,
         other => data_error(model.file().path(), &other),
     })
 }
 
-fn check_fits(model: &OpenModel, budget_bytes: u64, need: &CacheNeed) -> Result<(), ServiceError> {
+/// What running a model with such a cache takes.
+pub(crate) fn footprint(model: &OpenModel, need: &CacheNeed) -> Result<Footprint, ServiceError> {
     let file = model.file();
     let request = PlanRequest { kv_dtype: need.kv_dtype, ..PlanSettings::default().request()? };
     // Evaluation may use windows beyond the trained length; memory does not care.
     let mut config = file_config(model);
     config.max_position_embeddings = config.max_position_embeddings.max(need.context_len);
-    let footprint = secateur_memory::footprint(&config, &summarize(file)?, need.context_len, &request)?;
-    let needed_bytes = footprint.total_bytes();
+    Ok(secateur_memory::footprint(&config, &summarize(file)?, need.context_len, &request)?)
+}
+
+fn check_fits(model: &OpenModel, budget_bytes: u64, need: &CacheNeed) -> Result<(), ServiceError> {
+    let needed_bytes = footprint(model, need)?.total_bytes() + need.extra_bytes;
     if needed_bytes <= budget_bytes {
         return Ok(());
     }
     let message = format!(
         "running {} with {} tokens of context needs {} ({needed_bytes} bytes), the memory budget is {}: give \
          --memory-budget {needed_bytes} or more, a smaller {}, or prune the model first with `secateur prune`",
-        file.path().display(),
+        model.file().path().display(),
         need.context_len,
         format_bytes(needed_bytes),
         format_bytes(budget_bytes),

@@ -12,7 +12,7 @@ use crate::budget::resident_bytes;
 use crate::calibration::read_text;
 use crate::convert::{data_error, invalid, text_error};
 use crate::opened::OpenModel;
-use secateur_engine::Session;
+use secateur_engine::{Precision, Session};
 use secateur_generate::token_logprobs;
 use secateur_model::{KvDType, WeightSource};
 use secateur_tokenizer::{AddSpecial, Tokenizer};
@@ -95,7 +95,13 @@ pub fn eval_tasks(
         let message = format!("an item has {longest} tokens, the model was trained for {max_context}");
         return Err(invalid("tasks", message));
     }
-    let need = CacheNeed { context_len: longest, kv_dtype: KvDType::F32, smaller_by: "file of tasks" };
+    let need = CacheNeed {
+        context_len: longest,
+        kv_dtype: KvDType::F32,
+        smaller_by: "file of tasks",
+        precision: Precision::F32,
+        extra_bytes: 0,
+    };
     let engine = engine_within(model, &request.run, &need)?;
     let mut session = engine.session(longest, KvDType::F32)?;
     let started = Instant::now();
