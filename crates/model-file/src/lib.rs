@@ -29,7 +29,7 @@ pub use gguf::value::{Number, NumberArray, NumberType, StringArray, Text, Value}
 pub use mapped::{Access, Mapped};
 pub use metadata::Metadata;
 pub use model::ModelFile;
-pub use retabled::RetabledSource;
+pub use retabled::{RetabledSource, RoundHead};
 pub use tensor_info::TensorInfo;
 pub use vocab::Vocab;
 pub use write::{BLOCK_VALUES, WriteOptions, Written, stored_dtype, write_gguf};

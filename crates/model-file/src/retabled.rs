@@ -11,6 +11,13 @@ use std::io::{BufWriter, Write};
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
 
+/// Rows that are rounded at once.
+const ROWS_AT_ONCE: usize = 512;
+
+/// Rounds rows `[n, n_cols]` of the output head (or of the table that is both) to a dtype.
+pub type RoundHead<'a> =
+    dyn FnMut(Vec<f32>, DType) -> Result<Vec<u8>, Box<dyn std::error::Error + Send + Sync>> + 'a;
+
 const TABLES: [(WeightRole, &str); 2] =
     [(WeightRole::EmbedTokens, "table-embed_tokens.bin"), (WeightRole::LmHead, "table-lm_head.bin")];
 
@@ -22,11 +29,17 @@ pub struct RetabledSource {
 
 impl RetabledSource {
     /// Stores the tables of `base` that become smaller as `dtype` in files of `dir`; a file that is there already,
-    /// of the right size, is taken as it is: files appear whole.
+    /// of the right size, is taken as it is: files appear whole. `round_head` is only called when one is made.
     /// # Errors
-    /// [`WriteError::Io`], [`WriteError::Dtype`] for a dtype that cannot be written, [`WriteError::Weight`].
-    pub fn create(base: Arc<dyn WeightSource>, dir: &Path, dtype: DType) -> Result<Self, WriteError> {
+    /// [`WriteError::Io`], also with what `round_head` failed with, [`WriteError::Dtype`] for a dtype that cannot be written, [`WriteError::Weight`].
+    pub fn create(
+        base: Arc<dyn WeightSource>,
+        dir: &Path,
+        dtype: DType,
+        round_head: &mut RoundHead<'_>,
+    ) -> Result<Self, WriteError> {
         let mut tables = Vec::new();
+        let is_tied = base.weight(WeightId::global(WeightRole::LmHead))?.is_none();
         for (role, name) in TABLES {
             let id = WeightId::global(role);
             let Some(matrix) = base.weight(id)? else { continue };
@@ -40,7 +53,8 @@ impl RetabledSource {
             let len = (row_bytes * matrix.n_rows()) as u64;
             let is_there = std::fs::metadata(&path).is_ok_and(|metadata| metadata.len() == len);
             if !is_there {
-                store(&path, &matrix, dtype)?;
+                let is_head = role == WeightRole::LmHead || is_tied;
+                store(&path, &matrix, dtype, is_head.then_some(&mut *round_head))?;
                 base.give_back(id);
             }
             let mapped = Mapped::open(&path).map_err(|error| io(std::io::Error::other(error)))?;
@@ -59,15 +73,33 @@ impl RetabledSource {
 }
 
 /// Writes `matrix` as `dtype` under a temporary name, syncs and renames.
-fn store(path: &Path, matrix: &WeightMatrix, dtype: DType) -> Result<(), WriteError> {
+fn store(
+    path: &Path,
+    matrix: &WeightMatrix,
+    dtype: DType,
+    mut round: Option<&mut RoundHead<'_>>,
+) -> Result<(), WriteError> {
     let io = |source| WriteError::Io { action: "write", path: path.to_owned(), source };
-    let row_bytes = dtype.row_bytes(matrix.n_cols()).ok_or(WriteError::Dtype(dtype))?;
+    let n_cols = matrix.n_cols();
+    let row_bytes = dtype.row_bytes(n_cols).ok_or(WriteError::Dtype(dtype))?;
     let staged: PathBuf = path.with_extension("part");
     let mut file = BufWriter::new(File::create(&staged).map_err(io)?);
-    let (mut values, mut bytes) = (vec![0.0; matrix.n_cols()], vec![0; row_bytes]);
-    for row in 0..matrix.n_rows() {
-        matrix.dequantize_row(row, &mut values);
-        quantize(dtype, &values, &mut bytes).map_err(|_| WriteError::Dtype(dtype))?;
+    for first in (0..matrix.n_rows()).step_by(ROWS_AT_ONCE) {
+        let n_rows = ROWS_AT_ONCE.min(matrix.n_rows() - first);
+        let mut values = vec![0.0; n_rows * n_cols];
+        for (at, row) in values.chunks_exact_mut(n_cols).enumerate() {
+            matrix.dequantize_row(first + at, row);
+        }
+        let bytes = match &mut round {
+            Some(round) => round(values, dtype).map_err(|error| io(std::io::Error::other(error)))?,
+            None => {
+                let mut bytes = vec![0; n_rows * row_bytes];
+                for (row, out) in values.chunks_exact(n_cols).zip(bytes.chunks_exact_mut(row_bytes)) {
+                    quantize(dtype, row, out).map_err(|_| WriteError::Dtype(dtype))?;
+                }
+                bytes
+            }
+        };
         file.write_all(&bytes).map_err(io)?;
     }
     let file = file.into_inner().map_err(|error| io(error.into_error()))?;

@@ -27,9 +27,11 @@ mod registry;
 mod rounding;
 mod spill;
 mod streams;
+mod table;
 
 pub use error::PruneError;
 pub use job::{LayerReport, Progress, PruneOutcome, PruneReport, PruneRequest, Stage};
 pub use overlay::OverlaySource;
 pub use pipeline::{discard_work, prune};
 pub use registry::{DEFAULT_METHOD, method_names};
+pub use table::HeadRounder;

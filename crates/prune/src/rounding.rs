@@ -28,47 +28,73 @@ pub(crate) fn feeds_back(dtype: DType) -> bool {
 /// [`NumericError::Shape`], [`NumericError::Linalg`] when the matrix is not positive definite.
 pub(crate) fn round_with_feedback(
     pool: &ThreadPool,
-    mut weight: Vec<f32>,
+    weight: Vec<f32>,
     n_in: usize,
     damped_gram: Vec<f64>,
     dtype: DType,
 ) -> Result<Vec<u8>, NumericError> {
-    let n_out = weight.len().checked_div(n_in).unwrap_or(0);
-    check_len("weight", weight.len(), n_out, n_in)?;
-    let inverse = SpdFactor::new(damped_gram, n_in)?.into_inverse();
-    let factor = SpdFactor::new(inverse, n_in)?;
-    let block_bytes = dtype.block_bytes();
-    let row_bytes = dtype.row_bytes(n_in).unwrap_or(0);
-    check_len("row blocks", row_bytes, n_in / BLOCK, block_bytes)?;
-    let mut bytes = vec![0; n_out * row_bytes];
-    let mut errors = vec![0.0; n_out * BLOCK];
-    for start in (0..n_in).step_by(BLOCK) {
-        // U[start + i, start..] for the rows of this block.
-        let upper: Vec<Vec<f32>> =
-            (0..BLOCK).map(|i| factor.column(start + i).iter().map(|&u| u as f32).collect()).collect();
-        for row in 0..n_out {
-            let values = &mut weight[row * n_in + start..row * n_in + start + BLOCK];
-            let out = row * row_bytes + start / BLOCK * block_bytes;
-            let errors = &mut errors[row * BLOCK..(row + 1) * BLOCK];
-            round_block(values, &upper, errors, &mut bytes[out..out + block_bytes], dtype)?;
-        }
-        let rest = n_in - start - BLOCK;
-        if rest != 0 {
-            let tail: Vec<f32> =
-                upper.iter().enumerate().flat_map(|(i, row)| row[BLOCK - i..].iter().copied()).collect();
-            gemm(
-                pool,
-                GemmArgs {
-                    alpha: -1.0,
-                    a: MatRef::row_major(&errors, n_out, BLOCK),
-                    b: MatRef::row_major(&tail, BLOCK, rest),
-                    beta: 1.0,
-                    c: MatMut::with_row_stride(&mut weight[start + BLOCK..], n_out, rest, n_in),
-                },
-            );
-        }
+    Feedback::new(damped_gram, n_in)?.round(pool, weight, dtype)
+}
+
+/// What rounding needs to know of the inputs: the upper factor of the inverse Gram matrix. `8 k^2` bytes.
+pub(crate) struct Feedback {
+    factor: SpdFactor,
+}
+
+impl Feedback {
+    /// From the damped Gram matrix `[n_in, n_in]`.
+    /// # Errors
+    /// [`NumericError::Linalg`] when it is not positive definite.
+    pub(crate) fn new(damped_gram: Vec<f64>, n_in: usize) -> Result<Self, NumericError> {
+        let inverse = SpdFactor::new(damped_gram, n_in)?.into_inverse();
+        Ok(Self { factor: SpdFactor::new(inverse, n_in)? })
     }
-    Ok(bytes)
+
+    /// Rounds rows of a matrix; rows know nothing of each other. See [`round_with_feedback`].
+    /// # Errors
+    /// [`NumericError::Shape`], [`NumericError::Range`] for values a scale cannot hold.
+    pub(crate) fn round(
+        &self,
+        pool: &ThreadPool,
+        mut weight: Vec<f32>,
+        dtype: DType,
+    ) -> Result<Vec<u8>, NumericError> {
+        let (factor, n_in) = (&self.factor, self.factor.n());
+        let n_out = weight.len().checked_div(n_in).unwrap_or(0);
+        check_len("weight", weight.len(), n_out, n_in)?;
+        let block_bytes = dtype.block_bytes();
+        let row_bytes = dtype.row_bytes(n_in).unwrap_or(0);
+        check_len("row blocks", row_bytes, n_in / BLOCK, block_bytes)?;
+        let mut bytes = vec![0; n_out * row_bytes];
+        let mut errors = vec![0.0; n_out * BLOCK];
+        for start in (0..n_in).step_by(BLOCK) {
+            // U[start + i, start..] for the rows of this block.
+            let upper: Vec<Vec<f32>> =
+                (0..BLOCK).map(|i| factor.column(start + i).iter().map(|&u| u as f32).collect()).collect();
+            for row in 0..n_out {
+                let values = &mut weight[row * n_in + start..row * n_in + start + BLOCK];
+                let out = row * row_bytes + start / BLOCK * block_bytes;
+                let errors = &mut errors[row * BLOCK..(row + 1) * BLOCK];
+                round_block(values, &upper, errors, &mut bytes[out..out + block_bytes], dtype)?;
+            }
+            let rest = n_in - start - BLOCK;
+            if rest != 0 {
+                let tail: Vec<f32> =
+                    upper.iter().enumerate().flat_map(|(i, row)| row[BLOCK - i..].iter().copied()).collect();
+                gemm(
+                    pool,
+                    GemmArgs {
+                        alpha: -1.0,
+                        a: MatRef::row_major(&errors, n_out, BLOCK),
+                        b: MatRef::row_major(&tail, BLOCK, rest),
+                        beta: 1.0,
+                        c: MatMut::with_row_stride(&mut weight[start + BLOCK..], n_out, rest, n_in),
+                    },
+                );
+            }
+        }
+        Ok(bytes)
+    }
 }
 
 /// Step and offset of a stored block: `value = code * step + offset`, codes in `0..=max`.

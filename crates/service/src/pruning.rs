@@ -8,10 +8,12 @@ use crate::convert::io_error;
 use crate::opened::OpenModel;
 use rustix::fs::{FlockOperation, flock};
 use secateur_memory::format_bytes;
-use secateur_model::PrunePlan;
+use secateur_model::{PrunePlan, WeightSource};
 use secateur_model_file::{RetabledSource, WriteOptions, Written, write_gguf};
 pub use secateur_prune::{DEFAULT_METHOD, method_names};
-use secateur_prune::{Progress, PruneOutcome, PruneRequest, discard_work, prune};
+use secateur_prune::{HeadRounder, Progress, PruneError, PruneOutcome, PruneRequest, discard_work, prune};
+use secateur_tensor::DType;
+use secateur_tensor::kernels::ThreadPool;
 use std::fs::{self, File};
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
@@ -99,16 +101,16 @@ impl Prepared {
     }
 
     fn request(&self, run: &Run<'_>) -> Result<PruneRequest, ServiceError> {
+        let calibration_tokens = self.settings.calibration.load(self.model.tokenizer())?;
         let (mut source, mut source_digest) = (self.model.source(), self.source_digest.clone());
         if let Some(dtype) = self.plan.table_dtype {
-            let restored = RetabledSource::create(source, run.work_dir, dtype);
-            source = Arc::new(restored.map_err(|error| write_error(run.work_dir, error))?);
+            source = self.restore_tables(source, &calibration_tokens, dtype, run)?;
             source_digest = format!("{source_digest} with tables as {dtype}");
         }
         Ok(PruneRequest {
             source,
             source_digest,
-            calibration_tokens: self.settings.calibration.load(self.model.tokenizer())?,
+            calibration_tokens,
             fit_tokens: self.fit_tokens,
             calibration_digest: self.calibration_digest.clone(),
             method: self.settings.method.clone(),
@@ -120,6 +122,40 @@ impl Prepared {
             work_dir: run.work_dir.to_owned(),
             n_threads: run.n_threads,
         })
+    }
+
+    /// The model with its tables in `dtype`, the head rounded for what it reads.
+    fn restore_tables(
+        &self,
+        base: Arc<dyn WeightSource>,
+        tokens: &[u32],
+        dtype: DType,
+        run: &Run<'_>,
+    ) -> Result<Arc<dyn WeightSource>, ServiceError> {
+        let mut rounder: Option<HeadRounder> = None;
+        // What stopped the rounding says more than the error of the file that was not written.
+        let mut cause: Option<PruneError> = None;
+        let mut round = |rows, dtype| {
+            let rounder = match &mut rounder {
+                Some(rounder) => Ok(&*rounder),
+                empty => {
+                    let pool = Arc::new(ThreadPool::new(run.n_threads));
+                    HeadRounder::new(base.as_ref(), tokens, pool, run.cancel).map(|new| &*empty.insert(new))
+                }
+            };
+            rounder.and_then(|rounder| rounder.round(rows, dtype)).map_err(|error| {
+                let text = error.to_string();
+                cause = Some(error);
+                text.into()
+            })
+        };
+        match RetabledSource::create(base.clone(), run.work_dir, dtype, &mut round) {
+            Ok(source) => Ok(Arc::new(source)),
+            Err(error) => Err(match cause {
+                Some(cause) => cause.into(),
+                None => write_error(run.work_dir, error),
+            }),
+        }
     }
 
     /// Writes the result of a job; equal inputs give equal bytes.
