@@ -299,7 +299,7 @@ pub enum JobEventKind {
     /// The job moved on.
     Progress(ProgressView),
     /// The plan is made.
-    Planned(PlanView),
+    Planned(Box<PlanView>),
     /// The job came into this state; the last event of a job is a final one.
     State(Box<JobView>),
 }

@@ -135,7 +135,7 @@ impl Job {
     pub(crate) fn planned(&self, plan: PlanView) {
         let mut inner = self.lock();
         inner.plan = Some(plan.clone());
-        self.push(&mut inner, JobEventKind::Planned(plan));
+        self.push(&mut inner, JobEventKind::Planned(Box::new(plan)));
     }
 
     pub(crate) fn progress(&self, progress: ProgressView) {

@@ -302,7 +302,7 @@ impl Backend for Fake {
     fn job_events(&self, id: JobId, after: Option<u64>) -> Result<JobScript, ServiceError> {
         self.job(id)?;
         let state = JobEventKind::State(Box::new(job(id, JobState::Succeeded)));
-        let kinds = [JobEventKind::Progress(progress(0)), JobEventKind::Planned(plan()), state];
+        let kinds = [JobEventKind::Progress(progress(0)), JobEventKind::Planned(Box::new(plan())), state];
         let events = (1u64..).zip(kinds).map(|(id, kind)| JobEvent { id, kind });
         let events = events.filter(|event| after.unwrap_or(0) < event.id).collect();
         Ok(JobScript { events, ends: self.with(|script| script.job_ends) })

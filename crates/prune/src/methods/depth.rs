@@ -6,6 +6,10 @@
 
 use crate::numeric::NumericError;
 
+/// Loss of the model in which layer l is present where the flag is set; the second argument is the layer that is absent
+/// for the first time.
+pub type LossWithout<'a, E> = dyn FnMut(&[bool], usize) -> Result<f64, E> + 'a;
+
 /// A depth method.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum DepthMethod {
@@ -46,7 +50,7 @@ impl DepthMethod {
         self,
         influence: &[f64],
         n_remove: usize,
-        nll: &mut dyn FnMut(&[bool], usize) -> Result<f64, E>,
+        nll: &mut LossWithout<'_, E>,
     ) -> Result<Vec<usize>, E> {
         let n_layers = influence.len();
         let removable = match self {
@@ -83,7 +87,7 @@ fn not_nan(what: &'static str, values: &[f64]) -> Result<(), NumericError> {
 fn greedy<E: From<NumericError>>(
     n_layers: usize,
     n_remove: usize,
-    nll: &mut dyn FnMut(&[bool], usize) -> Result<f64, E>,
+    nll: &mut LossWithout<'_, E>,
 ) -> Result<Vec<usize>, E> {
     let mut present = vec![true; n_layers];
     let mut removed = Vec::with_capacity(n_remove);

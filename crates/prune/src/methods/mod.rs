@@ -12,7 +12,7 @@ mod magnitude;
 mod second_order;
 mod wanda;
 
-pub use depth::DepthMethod;
+pub use depth::{DepthMethod, LossWithout};
 pub use fasp::Fasp;
 pub use flap::{Flap, PooledLayer, PooledWidths, pool_units};
 pub use magnitude::Magnitude;
