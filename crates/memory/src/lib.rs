@@ -24,8 +24,8 @@ pub use plan::{
     footprint, plan, plan_ratio, predicted_perplexity_factor,
 };
 pub use probe::{
-    CpuAllowance, LinuxProbe, Pressure, PressureAverages, Probe, ProbeError, ProbeRoot, SystemProbe, probe,
-    process_memory, rss_bytes, rss_peak_bytes,
+    AndroidProbe, AppleFigures, AppleProbe, CpuAllowance, LinuxProbe, Pressure, PressureAverages, Probe,
+    ProbeError, ProbeRoot, SystemProbe, probe, process_memory, rss_bytes, rss_peak_bytes, set_platform_probe,
 };
 pub use size::format_bytes;
 pub use status::{

@@ -2,9 +2,11 @@
 //!
 //! A [`Probe`] only reads; [`crate::MemoryStatus`] draws the conclusions. [`LinuxProbe`] reads files under a
 //! [`ProbeRoot`], so that any device can be played from a folder. [`SystemProbe`] asks the operating system
-//! through `sysinfo` and serves where there is no `/proc`. A probe for another system is one more
-//! implementation of the trait.
+//! through `sysinfo` and serves where there is no `/proc`. [`AndroidProbe`] and [`AppleProbe`] know how phones kill; an
+//! app puts its own in place by [`set_platform_probe`].
 
+mod android;
+mod apple;
 mod cgroup;
 mod cpu;
 mod limits;
@@ -12,6 +14,8 @@ mod meminfo;
 mod pressure;
 mod system;
 
+pub use android::AndroidProbe;
+pub use apple::{AppleFigures, AppleProbe};
 pub use cpu::CpuAllowance;
 pub use pressure::{Pressure, PressureAverages};
 pub use system::SystemProbe;
@@ -19,6 +23,7 @@ pub use system::SystemProbe;
 use crate::status::{MemoryStatus, ProcessMemory, Readings};
 use std::io::{self, Read};
 use std::path::{Path, PathBuf};
+use std::sync::OnceLock;
 
 /// Most bytes read of any one file; a mount table of a busy container host stays well below.
 const MAX_FILE_BYTES: u64 = 4 << 20;
@@ -205,12 +210,30 @@ fn chain(error: &dyn std::error::Error) -> String {
     }
 }
 
+static PLATFORM: OnceLock<Box<dyn Probe>> = OnceLock::new();
+
+/// Puts the probe of an app's platform in place of the host's own; the first one stays. False when there was one.
+pub fn set_platform_probe(probe: Box<dyn Probe>) -> bool {
+    PLATFORM.set(probe).is_ok()
+}
+
+/// The platform's probe, if the host has one.
+fn platform() -> Option<&'static dyn Probe> {
+    if cfg!(target_os = "android") {
+        return Some(PLATFORM.get_or_init(|| Box::new(AndroidProbe::new(ProbeRoot::host()))).as_ref());
+    }
+    PLATFORM.get().map(Box::as_ref)
+}
+
 /// Reads the system at `root` and draws the conclusions.
 ///
 /// On the host, figures that `/proc` does not give are asked of the operating system instead, with a note.
 /// # Errors
 /// [`ProbeError::Unknown`] when nobody tells how much memory there is or could be given.
 pub fn probe(root: &ProbeRoot) -> Result<MemoryStatus, ProbeError> {
+    if let Some(platform) = platform().filter(|_| root.is_host()) {
+        return MemoryStatus::from_readings(platform.read());
+    }
     let has_proc = cfg!(any(target_os = "linux", target_os = "android"));
     if root.is_host() && !has_proc {
         return MemoryStatus::from_readings(SystemProbe.read());
@@ -229,7 +252,9 @@ pub fn probe(root: &ProbeRoot) -> Result<MemoryStatus, ProbeError> {
 /// # Errors
 /// [`ProbeError`] when the system does not tell.
 pub fn process_memory() -> Result<ProcessMemory, ProbeError> {
-    if cfg!(any(target_os = "linux", target_os = "android")) {
+    if let Some(platform) = platform() {
+        platform.process()
+    } else if cfg!(any(target_os = "linux", target_os = "android")) {
         LinuxProbe::default().process()
     } else {
         SystemProbe.process()
