@@ -23,6 +23,7 @@ fn status_line(readiness: &Readiness) -> String {
         Readiness::Pruning { progress: Some(progress), .. } => format!("pruning: {}", prune_text(progress)),
         Readiness::Pruning { progress: None, .. } => "pruning".to_owned(),
         Readiness::Ready => "serving".to_owned(),
+        Readiness::Released => "short of memory; the model comes back later".to_owned(),
         Readiness::NoModel => "no model; activate one".to_owned(),
         Readiness::Failed { message } => format!("failed: {message}"),
         Readiness::ShuttingDown => "shutting down".to_owned(),

@@ -49,6 +49,7 @@ pub(crate) fn describe(readiness: &Readiness) -> String {
             format!("the model is being pruned: {} ({:.0} %)", progress.stage, progress.done * 100.0)
         }
         Readiness::Ready => "ready".to_owned(),
+        Readiness::Released => "the model was let go of for want of memory".to_owned(),
         Readiness::NoModel => "no model is active".to_owned(),
         Readiness::Failed { message } => format!("the model cannot be served: {message}"),
         Readiness::ShuttingDown => "the server is shutting down".to_owned(),

@@ -39,6 +39,8 @@ pub enum Readiness {
     },
     /// Requests are answered.
     Ready,
+    /// The model was let go of because the device is short of memory; it comes back when that is over.
+    Released,
     /// There is no model to serve; one can be activated.
     NoModel,
     /// The model could not be made ready.

@@ -8,6 +8,7 @@ use crate::api::{
     ChatMessage, ChatRequest, CompletionRequest, EmbeddingView, JobId, JobView, MemoryView, MetricsView,
     ModelView, PlanQuery, PlanView, Prompt, PruneQuery, Readiness, StatusView,
 };
+use crate::hints::{MemoryPressure, ThermalState};
 use crate::jobs::JobEvents;
 use crate::shared::{Control, Request, Shared};
 use crate::stream::{EventStream, event_channel};
@@ -205,6 +206,16 @@ impl ServiceHandle {
     #[must_use]
     pub fn metrics(&self) -> MetricsView {
         self.shared.metrics()
+    }
+
+    /// Passes on what the system says about memory; see [`MemoryPressure`] for what happens then.
+    pub fn hint_memory(&self, level: MemoryPressure) {
+        self.shared.hint_memory(level);
+    }
+
+    /// Passes on what the system says about heat: the compute thread rests accordingly.
+    pub fn hint_thermal(&self, state: ThermalState) {
+        self.shared.hints().set_thermal(state);
     }
 
     /// Ends when the compute thread has ended: after a shutdown, or when it broke.

@@ -5,6 +5,7 @@ use crate::api::{EmbeddingView, MetricsView, ModelView, Readiness, StatusView};
 use crate::budget::resident_bytes;
 use crate::catalog::Known;
 use crate::handle::Heartbeat;
+use crate::hints::{Hints, MemoryPressure};
 use crate::jobs::{Job, JobRegistry};
 use crate::options::ServiceOptions;
 use crate::queue::{PushError, Queue};
@@ -27,9 +28,17 @@ pub(crate) enum Request {
 /// Work for the compute thread that changes what it has.
 pub(crate) enum Control {
     Prune(Arc<Job>),
-    Activate { id: String, reply: oneshot::Sender<Result<ModelView, ServiceError>> },
+    Activate {
+        id: String,
+        reply: oneshot::Sender<Result<ModelView, ServiceError>>,
+    },
+    /// The memory hint has changed.
+    Relieve,
 }
 
+/// What requests are told while the model is let go of.
+const RELEASED: &str =
+    "the device is short of memory, so the model was let go of; it comes back when that is over";
 /// Bounds of the wait a full queue asks of its clients.
 const RETRY_AFTER_S: std::ops::RangeInclusive<f64> = 1.0..=60.0;
 /// How much the newest request weighs in the mean duration.
@@ -68,6 +77,7 @@ pub(crate) struct Shared {
     counters: Mutex<Counters>,
     ticks: AtomicU64,
     idle: AtomicBool,
+    hints: Hints,
     /// When running requests are cancelled; set by a shutdown.
     drain_until: Mutex<Option<Instant>>,
     stopped: watch::Sender<bool>,
@@ -90,6 +100,7 @@ impl Shared {
             counters: Mutex::new(Counters::default()),
             ticks: AtomicU64::new(0),
             idle: AtomicBool::new(false),
+            hints: Hints::default(),
             drain_until: Mutex::new(None),
             stopped: watch::Sender::new(false),
         }
@@ -194,6 +205,7 @@ impl Shared {
                 let done = progress.map_or(0.0, |progress| 100.0 * progress.done);
                 format!("the model is being pruned to fit the memory budget, {done:.0} % done (job {job})")
             }
+            Readiness::Released => RELEASED.to_owned(),
             Readiness::NoModel => "there is none; activate one".to_owned(),
             Readiness::Failed { message } => message,
         };
@@ -237,10 +249,37 @@ impl Shared {
         }
     }
 
+    pub(crate) fn hints(&self) -> &Hints {
+        &self.hints
+    }
+
+    /// Takes a memory hint: the compute thread acts when it is free, and is made free when the need is dire.
+    pub(crate) fn hint_memory(&self, level: MemoryPressure) {
+        if !self.hints.set_memory(level) {
+            return;
+        }
+        tracing::info!(?level, "the system's memory");
+        if level == MemoryPressure::Critical {
+            for job in self.jobs.all() {
+                job.cancel();
+            }
+        }
+        // After a shutdown there is nothing left to let go of.
+        let _ = self.control(Control::Relieve);
+    }
+
+    /// Why a request was ended by the service.
+    pub(crate) fn end_reason(&self) -> ServiceError {
+        if self.readiness() == Readiness::ShuttingDown || self.hints.memory() != MemoryPressure::Critical {
+            return ServiceError::ShuttingDown;
+        }
+        ServiceError::NotReady { message: RELEASED.to_owned() }
+    }
+
     /// True when running requests must end.
     pub(crate) fn drained(&self) -> bool {
         let until = *self.drain_until.lock().unwrap_or_else(PoisonError::into_inner);
-        until.is_some_and(|until| until <= Instant::now())
+        until.is_some_and(|until| until <= Instant::now()) || self.hints.memory() == MemoryPressure::Critical
     }
 
     pub(crate) fn set_stopped(&self) {

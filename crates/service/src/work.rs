@@ -6,6 +6,7 @@ use crate::budget::plan_view;
 use crate::calibration::{Calibration, CalibrationText};
 use crate::catalog::{Known, all_models, find_model, stored_model};
 use crate::convert::{error_chain, io_error};
+use crate::hints::Pacer;
 use crate::jobs::{Job, JobEnd, unix_s};
 use crate::opened::OpenModel;
 use crate::pruning::{Finished, Prepared, PruneSettings, Run, run};
@@ -111,8 +112,10 @@ impl Worker {
         let shared = self.shared.clone();
         let work_dir = shared.jobs_dir().join(prepared.key());
         let loaded = &mut self.loaded;
+        let mut pacer = Pacer::new();
         let mut progress = |view: crate::api::ProgressView| {
             shared.tick();
+            pacer.rest(shared.hints().thermal());
             job.progress(view.clone());
             match loaded {
                 // Requests are answered between two steps of the job.
@@ -162,7 +165,7 @@ impl Worker {
     }
 
     /// Serves what was served before a job needed the memory.
-    fn serve_again(&mut self) {
+    pub(crate) fn serve_again(&mut self) {
         let shared = self.shared.clone();
         let Some(id) = shared.take_last_served() else { return };
         let again = || -> Result<(Known, OpenModel), ServiceError> {

@@ -5,6 +5,7 @@ use crate::api::{EmbeddingView, GenerationEvent, ModelView, PlanView, Readiness}
 use crate::budget::{PlanSettings, plan_view, summarize};
 use crate::catalog::{Known, all_models, find_model};
 use crate::convert::{error_chain, internal};
+use crate::hints::{MemoryPressure, Pacer};
 use crate::opened::OpenModel;
 use crate::ops::{build_engine, precision};
 use crate::queue::Next;
@@ -77,6 +78,7 @@ impl Worker {
                     // The caller may have gone.
                     let _ = reply.send(result);
                 }
+                Next::Control(Control::Relieve) => self.relieve(),
                 Next::Closed => return,
             }
         }
@@ -184,6 +186,22 @@ impl Worker {
         self.loaded = None;
     }
 
+    /// Acts on the latest memory hint.
+    fn relieve(&mut self) {
+        match (self.shared.hints().memory(), &mut self.loaded) {
+            (MemoryPressure::None, None) => self.serve_again(),
+            (MemoryPressure::None, Some(_)) | (_, None) => {}
+            (MemoryPressure::Moderate, Some(loaded)) => loaded.sequence.clear(),
+            (MemoryPressure::Critical, Some(loaded)) => {
+                let id = loaded.model_id();
+                self.shared.set_last_served(Some(id));
+                self.unload();
+                self.shared.set_readiness(Readiness::Released);
+            }
+        }
+        secateur_tensor::kernels::heap::return_free_memory();
+    }
+
     /// The context with which a model fits the budget as it is.
     ///
     /// A pruner cuts whole steps of neurons and may stop half a step short of its plan. So much is let pass: it is
@@ -225,6 +243,9 @@ impl Worker {
     }
 
     fn activate(&mut self, id: &str) -> Result<ModelView, ServiceError> {
+        if self.shared.hints().memory() == MemoryPressure::Critical {
+            return Err(self.shared.end_reason());
+        }
         let models = all_models(self.shared.base(), self.shared.store())?;
         let known = find_model(&models, id)?;
         let model = OpenModel::open(&known.path)?;
@@ -304,7 +325,9 @@ fn generate(shared: &Shared, loaded: &mut Loaded, request: &GenerateRequest, sin
         shared.tick();
         sink.is_cancelled() || shared.drained()
     };
+    let mut pacer = Pacer::new();
     let mut on_event = |event| {
+        pacer.rest(shared.hints().thermal());
         match event {
             GenerateEvent::Prefilled { prompt_tokens, cached_tokens } => {
                 sink.send(GenerationEvent::Started { prompt_tokens, cached_tokens });
@@ -346,7 +369,7 @@ fn finish(shared: &Shared, sink: &EventSink, result: Result<Finished, ServiceErr
             if reason == FinishReason::Cancelled {
                 view.requests_cancelled_total += 1;
                 // Nobody reads this unless the service is what ended the request.
-                sink.send(GenerationEvent::Failed(ServiceError::ShuttingDown));
+                sink.send(GenerationEvent::Failed(shared.end_reason()));
             } else {
                 sink.send(GenerationEvent::Finished { reason, stop_string, usage, timings });
             }
