@@ -24,7 +24,7 @@ const EDGES: [(&str, &[&str]); 15] = [
     ),
     ("http-api", &["service"]),
     ("daemon", &["http-api", "service"]),
-    ("ffi", &["service"]),
+    ("ffi", &["http-api", "service"]),
     ("test-support", &["tensor"]),
     ("xtask", &[]),
 ];
