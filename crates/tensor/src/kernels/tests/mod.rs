@@ -4,6 +4,7 @@ mod attention;
 mod elementwise;
 mod gemm;
 mod int8;
+mod isa;
 mod matmul;
 mod pool;
 
