@@ -101,7 +101,10 @@ final class SecateurTests: XCTestCase {
             break
         }
         await expect(.cancelled) {
-            for try await _ in server.model.chat(self.question, self.endless) { try server.cancel() }
+            // One chat after the other, until a cancellation meets one at work.
+            while true {
+                for try await _ in server.model.chat(self.question, self.endless) { try server.cancel() }
+            }
         }
     }
 

@@ -3,8 +3,8 @@ package dev.secateur
 import kotlinx.coroutines.Dispatchers
 import kotlinx.coroutines.async
 import kotlinx.coroutines.awaitAll
+import kotlinx.coroutines.delay
 import kotlinx.coroutines.flow.first
-import kotlinx.coroutines.flow.onEach
 import kotlinx.coroutines.flow.toList
 import kotlinx.coroutines.launch
 import kotlinx.coroutines.runBlocking
@@ -162,8 +162,13 @@ private fun cancelling(fixture: Fixture) = runBlocking {
         secateur.start()
         withTimeout(60_000) { secateur.awaitReady() }
         check("the first piece only", secateur.chat(question, endless).first().isNotEmpty())
+        // One chat after the other, until a cancellation meets one at work.
         val cancelled = async(Dispatchers.IO) {
-            runCatching { secateur.chat(question, endless).onEach { secateur.cancel() }.toList() }.exceptionOrNull()
+            runCatching { while (true) secateur.chat(question, endless).toList() }.exceptionOrNull()
+        }
+        while (cancelled.isActive) {
+            secateur.cancel()
+            delay(1)
         }
         check("cancel ends a chat", (cancelled.await() as? SecateurException)?.kind == ErrorKind.CANCELLED)
         // A job that nobody follows any more is cancelled, and the next one like it goes on.
