@@ -1,6 +1,6 @@
 //! What iOS says about this app's memory.
 //!
-//! No machine of ours runs it, and our checks do not compile it yet: `tests/arm/phones` is the way to.
+//! No machine of ours runs it, and our checks do not compile it yet.
 
 use secateur_service::{AppleFigures, AppleProbe, set_platform_probe};
 
