@@ -10,6 +10,7 @@ use secateur_tensor::WeightMatrix;
 use secateur_tensor::kernels::{
     MatmulMode, MatmulScratch, Precision, Projection, Store, ThreadPool, all_finite, matmul_each, rms_norm,
 };
+use std::sync::Arc;
 
 /// Vocabulary rows whose logits are in memory at a time.
 const VOCAB_BLOCK: usize = 1024;
@@ -51,6 +52,20 @@ pub struct Head {
     norm: Vec<f32>,
     eps: f32,
     weight: WeightMatrix,
+    lender: Option<Lender>,
+}
+
+/// Who takes the pages of the head back.
+#[derive(Clone)]
+struct Lender {
+    source: Arc<dyn WeightSource>,
+    id: WeightId,
+}
+
+impl std::fmt::Debug for Lender {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        f.debug_tuple("Lender").field(&self.id).finish()
+    }
 }
 
 /// Running log-sum-exp of one token.
@@ -112,12 +127,19 @@ impl Head {
     /// [`EngineError`] when a weight is missing or has the wrong shape.
     pub fn new(source: &dyn WeightSource) -> Result<Self, EngineError> {
         let config = source.config();
-        let role = if config.tie_word_embeddings { WeightRole::EmbedTokens } else { WeightRole::LmHead };
-        let id = WeightId::global(role);
+        let id = head_id(source);
         let weight = source.require(id)?;
         check_shape(id, &weight, config.vocab_size, config.hidden_size)?;
         let norm = require_vector(source, WeightId::global(WeightRole::FinalNorm), config.hidden_size)?;
-        Ok(Self { norm, eps: config.rms_norm_eps, weight })
+        Ok(Self { norm, eps: config.rms_norm_eps, weight, lender: None })
+    }
+
+    /// Losses and divergences give the pages of each block of the vocabulary back to `source` once it is done, so
+    /// that a head of any size costs one block.
+    #[must_use]
+    pub fn giving_back(self, source: Arc<dyn WeightSource>) -> Self {
+        let id = head_id(source.as_ref());
+        Self { lender: Some(Lender { source, id }), ..self }
     }
 
     /// Vocabulary size.
@@ -262,7 +284,16 @@ impl Head {
             let views: Vec<&[f32]> = buffers.iter().map(|buffer| &buffer[..n * block]).collect();
             visit(start, &views);
             start += block;
+            if let Some(lender) = &self.lender {
+                lender.source.give_back_rows(lender.id, start);
+            }
         }
         Ok(())
     }
+}
+
+/// The weight that is the output head: a tied one is the token table.
+fn head_id(source: &dyn WeightSource) -> WeightId {
+    let is_tied = source.config().tie_word_embeddings;
+    WeightId::global(if is_tied { WeightRole::EmbedTokens } else { WeightRole::LmHead })
 }

@@ -173,6 +173,16 @@ impl WeightSource for ModelFile {
             self.0.shards[tensor.shard].give_back(tensor.range.clone());
         }
     }
+
+    fn give_back_rows(&self, id: WeightId, n_rows: usize) {
+        if let Some(tensor) = self.0.weights.get(&id)
+            && let Some(row_bytes) = tensor.dtype.row_bytes(tensor.dims[0])
+        {
+            let end =
+                tensor.range.end.min(tensor.range.start.saturating_add(n_rows.saturating_mul(row_bytes)));
+            self.0.shards[tensor.shard].give_back(tensor.range.start..end);
+        }
+    }
 }
 
 /// The values of a short vector in a 16-bit type as F32 bytes.

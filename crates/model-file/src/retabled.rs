@@ -125,4 +125,11 @@ impl WeightSource for RetabledSource {
             None => self.base.give_back(id),
         }
     }
+
+    fn give_back_rows(&self, id: WeightId, n_rows: usize) {
+        match self.table(id) {
+            Some((_, mapped, matrix)) => mapped.give_back(0..n_rows.saturating_mul(matrix.row_bytes())),
+            None => self.base.give_back_rows(id, n_rows),
+        }
+    }
 }

@@ -108,6 +108,11 @@ pub trait WeightSource: Send + Sync {
     /// Tells the source that the pages of this weight are not needed for now; they may leave memory.
     fn give_back(&self, id: WeightId);
 
+    /// As [`Self::give_back`] for the rows `..n_rows` of a matrix. A source that cannot tell rows apart keeps them.
+    fn give_back_rows(&self, id: WeightId, n_rows: usize) {
+        let _ = (id, n_rows);
+    }
+
     /// As [`Self::weight`], for a weight that must be there.
     /// # Errors
     /// [`WeightError::Missing`] when it is not.

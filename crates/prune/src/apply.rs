@@ -2,6 +2,7 @@
 
 use crate::error::PruneError;
 use crate::layer_pass::numeric;
+use crate::matrix::gather;
 use crate::methods::Recovery;
 use crate::overlay::LayerWeights;
 use crate::refit::Damping;
@@ -11,7 +12,6 @@ use bytes::Bytes;
 use secateur_model::{LayerConfig, LayerIdx, WeightId, WeightRole, WeightSource};
 use secateur_tensor::blocks::quantize;
 use secateur_tensor::kernels::ThreadPool;
-use secateur_tensor::linalg::gather_symmetric;
 use secateur_tensor::{DType, WeightMatrix};
 
 /// The dtype in which a changed matrix is stored: the one asked for, else the source's when we can write it,
@@ -108,11 +108,11 @@ pub(crate) fn store_down(
     let weight = std::mem::take(&mut recovery.weight);
     let n_kept = kept.len();
     let n_out = weight.len() / n_kept.max(1);
-    let Some(gram) = stats.gram.as_deref().filter(|_| feeds_back(dtype)) else {
+    let Some(gram) = stats.gram_view().ok().filter(|_| feeds_back(dtype)) else {
         return to_matrix(layer_idx, &weight, n_out, n_kept, dtype);
     };
     let fail = |error: &dyn std::error::Error| numeric(layer_idx, error);
-    let mut damped = gather_symmetric(gram, stats.n_in, kept).map_err(|error| fail(&error))?;
+    let mut damped = gather(&gram, stats.n_in, kept).map_err(|error| fail(&error))?;
     let diagonal: Vec<f64> = (0..n_kept).map(|at| damped[at * n_kept + at]).collect();
     for (at, lambda) in Damping::DEFAULT.lambda(&diagonal).into_iter().enumerate() {
         damped[at * n_kept + at] += lambda;

@@ -47,6 +47,11 @@ impl WorkDir {
         Ok((this, false))
     }
 
+    /// The folder at `path`, whatever job it belongs to.
+    pub(crate) fn at(path: &Path) -> Self {
+        Self { path: path.to_owned() }
+    }
+
     pub(crate) fn file(&self, name: &str) -> PathBuf {
         self.path.join(name)
     }

@@ -63,8 +63,8 @@ fn influence(job: &mut Job<'_>) -> Result<Vec<f64>, PruneError> {
             job.check_cancel()?;
             let runner = LayerRunner::new(source.as_ref(), layer_idx, job.pool.clone())?;
             let before = rows.clone();
-            advance(&runner, Sublayer::Attn, &mut rows)?;
-            advance(&runner, Sublayer::Mlp, &mut rows)?;
+            advance(job, &runner, Sublayer::Attn, &mut rows)?;
+            advance(job, &runner, Sublayer::Mlp, &mut rows)?;
             sum.add_window(&before, &rows, hidden_size).map_err(|error| numeric(layer_idx, &error))?;
             source.give_back_layer(layer_idx);
         }
@@ -113,7 +113,8 @@ impl Losses {
         for layer_idx in without..present.len() {
             run_layer(job, present, layer_idx, &mut rows, self.n_windows)?;
         }
-        let head = Head::new(job.request.source.as_ref())?;
+        let source = job.request.source.clone();
+        let head = Head::new(source.as_ref())?.giving_back(source);
         let hidden_size = job.request.source.config().hidden_size;
         let (mut sum, mut n) = (0.0, 0usize);
         for (window_idx, rows) in rows.chunks_exact(WINDOW_LEN * hidden_size).enumerate() {
@@ -145,8 +146,8 @@ fn run_layer(
     let len = rows.len() / n_windows;
     for rows in rows.chunks_exact_mut(len) {
         job.check_cancel()?;
-        advance(&runner, Sublayer::Attn, rows)?;
-        advance(&runner, Sublayer::Mlp, rows)?;
+        advance(job, &runner, Sublayer::Attn, rows)?;
+        advance(job, &runner, Sublayer::Mlp, rows)?;
     }
     source.give_back_layer(layer_idx);
     Ok(())

@@ -3,12 +3,15 @@
 use crate::calibration::CalibrationSet;
 use crate::checkpoint::WorkDir;
 use crate::error::PruneError;
+use crate::footprint::{PruneFootprint, Rung};
+use crate::speed::{StageRate, Work};
 use crate::streams::Streams;
 use secateur_model::{LayerIdx, PlanPolicy, PruneRatio, WeightSource};
 use secateur_tensor::DType;
 use secateur_tensor::kernels::ThreadPool;
 use serde::{Deserialize, Serialize};
 use std::collections::BTreeMap;
+use std::ops::ControlFlow;
 use std::path::PathBuf;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
@@ -39,6 +42,8 @@ pub struct PruneRequest {
     pub seed: u64,
     /// Bound on the peak resident memory of the process.
     pub budget_bytes: Option<u64>,
+    /// What the process holds when the job starts and keeps: code, libraries, heap.
+    pub runtime_bytes: u64,
     /// Folder for spill files and checkpoints; made when it is not there.
     pub work_dir: PathBuf,
     /// Threads that compute.
@@ -147,6 +152,12 @@ pub struct PruneReport {
     pub held_out_loss_after: f64,
     /// Seconds by stage.
     pub seconds: BTreeMap<String, f64>,
+    /// Speed by stage, as far as it did work in this run.
+    #[serde(default)]
+    pub rates: BTreeMap<String, StageRate>,
+    /// The rung of the memory ladder and what it was predicted to need.
+    #[serde(default)]
+    pub memory: Option<PruneFootprint>,
     /// True when earlier work was taken up.
     pub resumed: bool,
     /// Steps down the memory ladder, and other decisions worth knowing.
@@ -170,6 +181,10 @@ pub(crate) struct Job<'a> {
     pub(crate) streams: Streams,
     pub(crate) seconds: BTreeMap<String, f64>,
     pub(crate) notes: Vec<String>,
+    /// How the job keeps within its budget.
+    pub(crate) rung: Rung,
+    pub(crate) footprint: PruneFootprint,
+    work_done: BTreeMap<String, Work>,
     progress: &'a mut dyn FnMut(Progress),
     cancel: &'a AtomicBool,
     started: Instant,
@@ -184,6 +199,8 @@ pub(crate) struct JobParts<'a> {
     pub(crate) set: CalibrationSet,
     pub(crate) work: WorkDir,
     pub(crate) streams: Streams,
+    pub(crate) rung: Rung,
+    pub(crate) footprint: PruneFootprint,
     pub(crate) progress: &'a mut dyn FnMut(Progress),
     pub(crate) cancel: &'a AtomicBool,
 }
@@ -198,6 +215,9 @@ impl<'a> Job<'a> {
             streams: parts.streams,
             seconds: BTreeMap::new(),
             notes: Vec::new(),
+            rung: parts.rung,
+            footprint: parts.footprint,
+            work_done: BTreeMap::new(),
             progress: parts.progress,
             cancel: parts.cancel,
             started: Instant::now(),
@@ -209,6 +229,25 @@ impl<'a> Job<'a> {
     /// [`PruneError::Cancelled`] when the caller asked to stop.
     pub(crate) fn check_cancel(&self) -> Result<(), PruneError> {
         if self.cancel.load(Ordering::Relaxed) { Err(PruneError::Cancelled) } else { Ok(()) }
+    }
+
+    /// Goes on unless the caller asked to stop.
+    pub(crate) fn flow(&self) -> ControlFlow<()> {
+        if self.cancel.load(Ordering::Relaxed) { ControlFlow::Break(()) } else { ControlFlow::Continue(()) }
+    }
+
+    /// Adds work to a stage; its time is added by [`Self::clock`].
+    pub(crate) fn count(&mut self, name: &str, work: Work) {
+        self.work_done.entry(name.to_owned()).or_default().add(work);
+    }
+
+    /// Speed of every stage that counted its work.
+    pub(crate) fn rates(&self) -> BTreeMap<String, StageRate> {
+        let rate = |(name, work): (&String, &Work)| {
+            let seconds = self.seconds.get(name).copied().unwrap_or(0.0);
+            (name.clone(), StageRate::of(*work, seconds))
+        };
+        self.work_done.iter().map(rate).collect()
     }
 
     /// Says that `done` of the job was there when this run began.

@@ -7,6 +7,8 @@
 
 pub mod calibration;
 pub mod comp;
+pub mod footprint;
+pub mod matrix;
 pub mod methods;
 pub mod numeric;
 pub mod refit;
@@ -25,13 +27,16 @@ mod overlay;
 mod pipeline;
 mod registry;
 mod rounding;
+mod speed;
 mod spill;
 mod streams;
 mod table;
 
 pub use error::PruneError;
+pub use footprint::{MOMENTS_RUNG, PruneFootprint};
 pub use job::{LayerReport, Progress, PruneOutcome, PruneReport, PruneRequest, Stage};
 pub use overlay::OverlaySource;
 pub use pipeline::{discard_work, prune};
 pub use registry::{DEFAULT_METHOD, method_names};
+pub use speed::StageRate;
 pub use table::HeadRounder;

@@ -10,21 +10,22 @@ use crate::comp::LayerImportance;
 use crate::depth_pass::decide_depth;
 use crate::error::PruneError;
 use crate::job::{Job, Stage};
-use crate::layer_pass::{LayerDecision, advance, collect, numeric};
-use crate::methods::{Linear, NEURON_STEP};
+use crate::layer_pass::{LayerDecision, advance, collect, down_rows, fit_problem, numeric, settle_sums};
+use crate::methods::NEURON_STEP;
 use crate::pipeline::measured_share;
-use crate::refit::{Damping, FitProblem, refit};
+use crate::refit::refit;
 use crate::registry::{Method, Spread};
 use crate::select::{Quadratic, Removal, RemovalOptions, remove_units};
+use crate::speed::sweep_flops;
 use crate::spill::Spill;
 use crate::stats::LayerStats;
 use crate::streams::Side;
 use crate::widths::{DamageCurve, Stack, WidthGrid, allocate, uniform};
 use secateur_engine::{Head, LayerRunner, Sublayer};
-use secateur_model::{ModelConfig, PlanPolicy, WeightId, WeightRole};
-use secateur_tensor::kernels::{GemmArgs, MatMut, MatRef, gemm, mirror_upper};
+use secateur_model::{ModelConfig, PlanPolicy};
+use secateur_tensor::kernels::heap::release_free_heap;
+use secateur_tensor::kernels::{GemmArgs, MatMut, MatRef, gemm};
 use serde::{Deserialize, Serialize};
-use std::ops::ControlFlow;
 use std::time::Instant;
 
 /// Windows whose tokens make the error curves.
@@ -217,16 +218,42 @@ fn sweep(job: &mut Job<'_>) -> Result<Vec<LayerDamage>, PruneError> {
     let source = job.request.source.clone();
     let (n_layers, hidden_size) = (source.config().n_layers(), source.config().hidden_size);
     let windows = SweepWindows::new(job.set.n_fit());
-    let name = "spill-probe";
-    let spill = Spill::open(&job.work.file(name), hidden_size).map_err(|error| job.io_error(name, error))?;
-    let mut state = Sweep { windows, spill, name, rows: vec![0.0; WINDOW_LEN * hidden_size], n_copies: 0 };
-    state.start(job)?;
-    let mut damages = Vec::with_capacity(n_layers);
+    let open = |name: &str| {
+        Spill::open(&job.work.file(name), hidden_size).map_err(|error| job.io_error(name, error))
+    };
+    let spills = [open(SPILL_NAMES[0])?, open(SPILL_NAMES[1])?];
+    let mut state =
+        Sweep { windows, spills, layer_idx: 0, rows: vec![0.0; WINDOW_LEN * hidden_size], n_copies: 0 };
+    let mut damages: Vec<LayerDamage> = Vec::with_capacity(n_layers);
+    let mut fresh = false;
     for layer_idx in 0..n_layers {
-        job.report(Stage::Measure, Some(layer_idx), measured_share(layer_idx as f64 / n_layers as f64), None);
-        damages.push(state.layer(job, layer_idx)?);
+        let record = format!("probe-{layer_idx:03}.done");
+        let share = |n_done: usize| measured_share(n_done as f64 / n_layers as f64);
+        state.layer_idx = layer_idx;
+        if !fresh {
+            if let Some(known) = job.work.read(&record).map_err(|error| job.io_error(&record, error))? {
+                damages.push(known);
+                state.n_copies += 2;
+                job.resume_at(share(layer_idx + 1));
+                continue;
+            }
+            fresh = true;
+            if layer_idx == 0 {
+                state.start(job)?;
+            }
+        }
+        job.report(Stage::Measure, Some(layer_idx), share(layer_idx), None);
+        let damage = state.layer(job, layer_idx)?;
+        state.sync(job)?;
+        job.work.write(&record, &damage).map_err(|error| job.io_error(&record, error))?;
+        damages.push(damage);
+        let n_curve = state.windows.curve.len();
+        let layer = source.config().layers[layer_idx];
+        job.count("measure", sweep_flops(job, &layer, state.n_copies + n_curve, n_curve));
         source.give_back_layer(layer_idx);
+        release_free_heap();
     }
+    state.layer_idx = n_layers;
     let kl = state.divergences(job)?;
     for (damage, pair) in damages.iter_mut().zip(kl.chunks_exact(2)) {
         damage.removed = pair[0].max(0.0);
@@ -236,12 +263,17 @@ fn sweep(job: &mut Job<'_>) -> Result<Vec<LayerDamage>, PruneError> {
     Ok(damages)
 }
 
-/// A sweep at work. Slots of its spill file, one window each: the curve windows, the untouched damage window,
+/// Files of the sweep, by parity of the layer that reads them: as with the streams, a layer reads one and writes the
+/// other, so that a kill inside a layer leaves its input whole.
+const SPILL_NAMES: [&str; 2] = ["spill-probe-0", "spill-probe-1"];
+
+/// A sweep at work. Slots of its spill files, one window each: the curve windows, the untouched damage window,
 /// then two copies for each layer passed.
 struct Sweep {
     windows: SweepWindows,
-    spill: Spill,
-    name: &'static str,
+    spills: [Spill; 2],
+    /// The layer that is passed; after the last one, their number.
+    layer_idx: usize,
     rows: Vec<f32>,
     n_copies: usize,
 }
@@ -256,50 +288,70 @@ impl Sweep {
     }
 
     fn read(&mut self, job: &Job<'_>, slot: usize) -> Result<(), PruneError> {
-        self.spill.read(slot * WINDOW_LEN, &mut self.rows).map_err(|error| job.io_error(self.name, error))
+        let parity = self.layer_idx % 2;
+        let read = self.spills[parity].read(slot * WINDOW_LEN, &mut self.rows);
+        read.map_err(|error| job.io_error(SPILL_NAMES[parity], error))
     }
 
     fn write(&self, job: &Job<'_>, slot: usize, rows: &[f32]) -> Result<(), PruneError> {
-        self.spill.write(slot * WINDOW_LEN, rows).map_err(|error| job.io_error(self.name, error))
+        let parity = (self.layer_idx + 1) % 2;
+        let written = self.spills[parity].write(slot * WINDOW_LEN, rows);
+        written.map_err(|error| job.io_error(SPILL_NAMES[parity], error))
+    }
+
+    /// Makes what the layer wrote survive a crash.
+    fn sync(&self, job: &Job<'_>) -> Result<(), PruneError> {
+        let parity = (self.layer_idx + 1) % 2;
+        self.spills[parity].sync().map_err(|error| job.io_error(SPILL_NAMES[parity], error))
     }
 
     fn start(&mut self, job: &Job<'_>) -> Result<(), PruneError> {
         let windows: Vec<usize> = self.windows.curve.iter().copied().chain([self.windows.damage]).collect();
         for (slot, window_idx) in windows.into_iter().enumerate() {
             job.streams.read(Side::Teacher, 0, window_idx, &mut self.rows)?;
-            self.write(job, slot, &self.rows)?;
+            let written = self.spills[0].write(slot * WINDOW_LEN, &self.rows);
+            written.map_err(|error| job.io_error(SPILL_NAMES[0], error))?;
         }
         Ok(())
     }
 
     fn layer(&mut self, job: &Job<'_>, layer_idx: usize) -> Result<LayerDamage, PruneError> {
         let source = job.request.source.clone();
-        let runner = LayerRunner::new(source.as_ref(), layer_idx, job.pool.clone())?;
+        let mut runner = LayerRunner::new(source.as_ref(), layer_idx, job.pool.clone())?;
         for copy in 0..self.n_copies {
             job.check_cancel()?;
             let slot = self.copy_slot(copy);
             self.read(job, slot)?;
-            advance(&runner, Sublayer::Attn, &mut self.rows)?;
-            advance(&runner, Sublayer::Mlp, &mut self.rows)?;
+            advance(job, &runner, Sublayer::Attn, &mut self.rows)?;
+            advance(job, &runner, Sublayer::Mlp, &mut self.rows)?;
             self.write(job, slot, &self.rows)?;
         }
-        let (importance, stats) = self.curve_windows(job, layer_idx, &runner)?;
+        let (importance, mut stats) = self.curve_windows(job, layer_idx, &runner)?;
         let mut damage =
             LayerDamage { importance, errors: vec![0.0], reference: 0, narrowed: 0.0, removed: 0.0 };
         // The copy without this layer is the window as it comes in.
         self.read(job, self.untouched_slot())?;
         self.write(job, self.copy_slot(self.n_copies), &self.rows)?;
-        advance(&runner, Sublayer::Attn, &mut self.rows)?;
+        advance(job, &runner, Sublayer::Attn, &mut self.rows)?;
         let mut narrowed = self.rows.clone();
-        if let Some(inner) = runner.run_mlp_inner(&self.rows)? {
-            let down = source.require(WeightId::layer(layer_idx, WeightRole::DownProj))?.to_f32();
-            let cut = cut_for_curve(job, layer_idx, &stats, &down)?;
-            add_product(job, inner.inner(), &cut, stats.n_in, &mut narrowed);
+        if source.config().layers[layer_idx].intermediate_size != 0 {
+            // Neither the layer's buffers nor its pages are needed while its systems are solved.
+            drop(runner);
+            source.give_back_layer(layer_idx);
+            let cut = cut_for_curve(job, layer_idx, &mut stats)?;
+            drop(stats);
+            runner = LayerRunner::new(source.as_ref(), layer_idx, job.pool.clone())?;
+            let portion = job.rung.mlp_rows * source.config().hidden_size;
+            for (mid, narrowed) in self.rows.chunks(portion).zip(narrowed.chunks_mut(portion)) {
+                if let Some(inner) = runner.run_mlp_inner(mid)? {
+                    add_product(job, inner.inner(), &cut, narrowed);
+                }
+            }
             damage.errors = cut.errors;
             damage.reference = cut.reference;
         }
         self.write(job, self.copy_slot(self.n_copies + 1), &narrowed)?;
-        advance(&runner, Sublayer::Mlp, &mut self.rows)?;
+        advance(job, &runner, Sublayer::Mlp, &mut self.rows)?;
         self.write(job, self.untouched_slot(), &self.rows)?;
         self.n_copies += 2;
         Ok(damage)
@@ -321,17 +373,15 @@ impl Sweep {
             job.check_cancel()?;
             self.read(job, slot)?;
             let before = self.rows.clone();
-            advance(runner, Sublayer::Attn, &mut self.rows)?;
+            advance(job, runner, Sublayer::Attn, &mut self.rows)?;
             collect(job, layer_idx, runner, &self.rows, None, &mut stats)?;
-            advance(runner, Sublayer::Mlp, &mut self.rows)?;
+            advance(job, runner, Sublayer::Mlp, &mut self.rows)?;
             importance
                 .add_window(&before, &self.rows, config.hidden_size)
                 .map_err(|error| numeric(layer_idx, &error))?;
             self.write(job, slot, &self.rows)?;
         }
-        if let Some(gram) = &mut stats.gram {
-            mirror_upper(gram, width);
-        }
+        settle_sums(job, &mut stats)?;
         Ok((importance.aggregated(), stats))
     }
 
@@ -339,7 +389,7 @@ impl Sweep {
     fn divergences(&mut self, job: &Job<'_>) -> Result<Vec<f64>, PruneError> {
         /// Copies whose logits are taken together: the untouched ones are computed once for all of them.
         const TOGETHER: usize = 4;
-        let head = Head::new(job.request.source.as_ref())?;
+        let head = Head::new(job.request.source.as_ref())?.giving_back(job.request.source.clone());
         let hidden_size = job.request.source.config().hidden_size;
         let tail = (WINDOW_LEN - DAMAGE_POSITIONS) * hidden_size;
         self.read(job, self.untouched_slot())?;
@@ -365,39 +415,34 @@ impl Sweep {
 struct CurveCut {
     errors: Vec<f64>,
     reference: usize,
+    /// Neurons before.
+    width: usize,
     kept: Vec<usize>,
     /// `[d, kept]`.
     weight: Vec<f32>,
 }
 
-fn cut_for_curve(
-    job: &Job<'_>,
-    layer_idx: usize,
-    stats: &LayerStats,
-    down: &[f32],
-) -> Result<CurveCut, PruneError> {
+fn cut_for_curve(job: &Job<'_>, layer_idx: usize, stats: &mut LayerStats) -> Result<CurveCut, PruneError> {
     let fail = |error| numeric(layer_idx, &error as &dyn std::error::Error);
-    let linear = Linear::new(down, stats.n_out, stats.n_in, 1).map_err(fail)?;
-    let own = stats.own_target(down).map_err(fail)?;
-    let gram = stats.gram().map_err(fail)?;
-    let problem = FitProblem::new(gram, &own.cross, &linear, Damping::DEFAULT).map_err(fail)?;
+    let down = down_rows(job, layer_idx)?;
+    stats.set_own_target(down.view()).map_err(fail)?;
+    let problem = fit_problem(stats, down.view()).map_err(fail)?;
     let keep = WidthGrid::NEURONS.floor.min(stats.n_in);
     let options = RemovalOptions { unit_len: 1, keep, step: NEURON_STEP };
     let quadratic = Quadratic::of_weights(&problem).map_err(fail)?;
-    let mut go_on = |_: &crate::select::Round<'_>| {
-        if job.check_cancel().is_ok() { ControlFlow::Continue(()) } else { ControlFlow::Break(()) }
-    };
+    let mut go_on = |_: &crate::select::Round<'_>| job.flow();
     let Removal { kept, order, errors, .. } = remove_units(quadratic, &options, &mut go_on).map_err(fail)?;
     job.check_cancel()?;
     let reference = (stats.n_in / 2).min(order.len());
     let removal = Removal { kept, order, errors: Vec::new(), coefficients: Vec::new() };
     let kept = removal.kept_after(reference);
     let weight = refit(&problem, &kept).map_err(fail)?;
-    Ok(CurveCut { errors, reference, kept, weight })
+    Ok(CurveCut { errors, reference, width: stats.n_in, kept, weight })
 }
 
 /// `rows += inner[:, kept] weight'`.
-fn add_product(job: &Job<'_>, inner: &[f32], cut: &CurveCut, width: usize, rows: &mut [f32]) {
+fn add_product(job: &Job<'_>, inner: &[f32], cut: &CurveCut, rows: &mut [f32]) {
+    let width = cut.width;
     let n = inner.len() / width;
     let n_kept = cut.kept.len();
     let mut columns = Vec::with_capacity(n * n_kept);

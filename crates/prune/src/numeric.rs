@@ -39,6 +39,12 @@ pub enum NumericError {
         /// Closest that can be removed.
         reached: u64,
     },
+    /// A matrix outside of memory could not be read or written.
+    #[error("work file of a matrix: {message}")]
+    Unreadable {
+        /// What the system says.
+        message: String,
+    },
     /// A linear system could not be solved.
     #[error(transparent)]
     Linalg(#[from] LinalgError),

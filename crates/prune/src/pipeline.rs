@@ -4,13 +4,14 @@
 use crate::calibration::{CalibrationSet, WINDOW_LEN};
 use crate::checkpoint::WorkDir;
 use crate::error::PruneError;
+use crate::footprint::{FootprintInputs, LADDER, PruneFootprint, Rung, SumsIn, choose_rung};
 use crate::job::{Job, JobParts, LayerReport, Progress, PruneOutcome, PruneReport, PruneRequest, Stage};
 use crate::layer_pass::{LayerDecision, layer_file, prune_layer};
 use crate::measure::decide;
 use crate::overlay::{OverlaySource, verify_layer};
 use crate::registry::{Method, method};
 use crate::streams::{Side, Streams};
-use secateur_engine::{Embedding, Head};
+use secateur_engine::Head;
 use secateur_model::{ModelConfig, PruneRatio, WeightSource};
 use secateur_tensor::kernels::ThreadPool;
 use std::collections::BTreeMap;
@@ -19,7 +20,7 @@ use std::sync::atomic::AtomicBool;
 use std::time::Instant;
 
 /// Part of every fingerprint: a change that alters results makes old work folders useless.
-const ALGORITHM_VERSION: u32 = 1;
+const ALGORITHM_VERSION: u32 = 2;
 
 /// Shares of a job, by stage: where each one ends.
 const EMBED_END: f64 = 0.01;
@@ -30,26 +31,29 @@ const PRUNE_END: f64 = 0.98;
 /// however often it was interrupted.
 ///
 /// Stages of COMP (arXiv 2501.15255, as reconstructed in the documentation): layers by importance, neurons of
-/// the remaining layers, recovery. Peak memory: one layer, one window of activations, and the statistics and
-/// factors of one down projection (`20 k^2` bytes and a few `4 k d`).
+/// the remaining layers, recovery. Peak memory: [`PruneFootprint`], within the budget of the request.
 /// # Errors
-/// [`PruneError`]; the work folder then holds everything done so far.
+/// [`PruneError::Budget`] before anything is done when the budget is too small; else the work folder then holds everything done so far.
 pub fn prune(
     request: &PruneRequest,
     progress: &mut dyn FnMut(Progress),
     cancel: &AtomicBool,
 ) -> Result<PruneOutcome, PruneError> {
-    let method = method(&request.method)?;
+    let asked = method(&request.method)?;
     if request.ratio == PruneRatio::ZERO {
         return Ok(nothing_to_cut(request));
     }
     let set = CalibrationSet::new(request.calibration_tokens.clone(), request.fit_tokens)?;
+    let (rung, footprint) = within_budget(request, &asked, &set)?;
+    let method = asked.on(rung);
     let io = |source| PruneError::Io { path: request.work_dir.clone(), source };
-    let (work, resumed) = WorkDir::open(&request.work_dir, &fingerprint(request, &set)).map_err(io)?;
+    let fingerprint = fingerprint(request, &set, rung);
+    let (work, resumed) = WorkDir::open(&request.work_dir, &fingerprint).map_err(io)?;
     let hidden_size = request.source.config().hidden_size;
     let streams = Streams::open(&work, hidden_size)?;
     let pool = Arc::new(ThreadPool::new(request.n_threads.max(1)));
-    let mut job = Job::new(JobParts { request, pool, set, work, streams, progress, cancel });
+    let mut job = Job::new(JobParts { request, pool, set, work, streams, rung, footprint, progress, cancel });
+    note_rung(&mut job, &asked, &method);
     embed(&mut job)?;
     let decisions = decide(&mut job, &method)?;
     let layers = prune_layers(&mut job, &method, &decisions.layers, &decisions.importance)?;
@@ -77,6 +81,8 @@ fn nothing_to_cut(request: &PruneRequest) -> PruneOutcome {
         held_out_loss_before: 0.0,
         held_out_loss_after: 0.0,
         seconds: BTreeMap::new(),
+        rates: BTreeMap::new(),
+        memory: None,
         resumed: false,
         notes: vec!["nothing is cut, so nothing was measured".to_owned()],
     };
@@ -88,17 +94,49 @@ fn nothing_to_cut(request: &PruneRequest) -> PruneOutcome {
 /// [`PruneError::Io`].
 pub fn discard_work(request: &PruneRequest) -> Result<(), PruneError> {
     let io = |source| PruneError::Io { path: request.work_dir.clone(), source };
-    let set = CalibrationSet::new(request.calibration_tokens.clone(), request.fit_tokens)?;
-    let (work, _) = WorkDir::open(&request.work_dir, &fingerprint(request, &set)).map_err(io)?;
-    work.remove().map_err(io)
+    WorkDir::at(&request.work_dir).remove().map_err(io)
+}
+
+/// Chooses the rung of the memory ladder before anything is done.
+fn within_budget(
+    request: &PruneRequest,
+    method: &Method,
+    set: &CalibrationSet,
+) -> Result<(Rung, PruneFootprint), PruneError> {
+    let mut inputs =
+        FootprintInputs::of_source(request.source.as_ref(), request.dtype, method.memory_needs())?;
+    inputs.n_tokens = set.n_windows() * WINDOW_LEN;
+    inputs.n_threads = request.n_threads.max(1);
+    inputs.runtime_bytes = request.runtime_bytes;
+    choose_rung(&inputs, request.budget_bytes).map_err(|needed_bytes| PruneError::Budget {
+        needed_bytes,
+        budget_bytes: request.budget_bytes.unwrap_or(u64::MAX),
+    })
+}
+
+/// Says what the budget made of the job.
+fn note_rung(job: &mut Job<'_>, asked: &Method, method: &Method) {
+    let peak_bytes = job.footprint.peak_bytes();
+    tracing::info!(rung = job.rung.name, peak_bytes, "memory ladder");
+    if job.rung != LADDER[0] {
+        let peak_mib = peak_bytes as f64 / f64::from(1 << 20);
+        let mut note = format!("memory ladder: {}, {peak_mib:.1} MiB predicted", job.rung.name);
+        if asked.name != method.name {
+            note +=
+                &format!("; no room for a Gram matrix, so {} works instead of {}", method.name, asked.name);
+        }
+        job.notes.push(note);
+    }
 }
 
 /// Digest of everything the result depends on.
-fn fingerprint(request: &PruneRequest, set: &CalibrationSet) -> String {
+fn fingerprint(request: &PruneRequest, set: &CalibrationSet, rung: Rung) -> String {
     let mut hasher = blake3::Hasher::new();
     let config = request.source.config();
+    // Where the sums lie changes no byte; whether there are any does, and so does the order in which they add up.
+    let arithmetic = (rung.sums == SumsIn::Moments, rung.mlp_rows);
     let text = format!(
-        "{ALGORITHM_VERSION}\n{}\n{}\n{}\n{}\n{}\n{}\n{:?}\n{}\n{config:?}\n",
+        "{ALGORITHM_VERSION}\n{arithmetic:?}\n{}\n{}\n{}\n{}\n{}\n{}\n{:?}\n{}\n{config:?}\n",
         request.source_digest,
         request.calibration_digest,
         set.n_fit(),
@@ -125,9 +163,7 @@ fn embed(job: &mut Job<'_>) -> Result<(), PruneError> {
     }
     job.report(Stage::Embed, None, 0.0, None);
     let source = job.request.source.clone();
-    let embedding = Embedding::new(source.as_ref())?;
-    job.streams.embed(&embedding, &job.set, source.config().hidden_size)?;
-    source.give_back(secateur_model::WeightId::global(secateur_model::WeightRole::EmbedTokens));
+    job.streams.embed(source.as_ref(), &job.set)?;
     job.work.write(RECORD, &true).map_err(|error| job.io_error(RECORD, error))?;
     job.clock("embed", from);
     job.report(Stage::Embed, None, EMBED_END, None);
@@ -190,7 +226,7 @@ fn evaluate(job: &mut Job<'_>) -> Result<(f64, f64), PruneError> {
     job.report(Stage::Evaluate, None, PRUNE_END, None);
     let source = job.request.source.clone();
     let config = source.config();
-    let head = Head::new(source.as_ref())?;
+    let head = Head::new(source.as_ref())?.giving_back(source.clone());
     let mut rows = vec![0.0; WINDOW_LEN * config.hidden_size];
     let (mut before, mut after, mut n) = (0.0, 0.0, 0usize);
     for window_idx in job.set.n_fit()..job.set.n_windows() {
@@ -259,6 +295,8 @@ fn summarize(
         held_out_loss_before: losses.before,
         held_out_loss_after: losses.after,
         seconds,
+        rates: job.rates(),
+        memory: Some(job.footprint.clone()),
         resumed,
         notes: job.notes.clone(),
     }

@@ -6,17 +6,15 @@
 //! after eq. 3) with a ridge that pulls to the original columns instead of to zero.
 //! Memory: `8 s^2 + 4 s d` bytes for s kept columns and a panel of `8 * 128 s`, beyond the inputs.
 
+use crate::matrix::{MatrixView, PANEL, gather, panels};
 use crate::methods::{Linear, Recovery};
 use crate::numeric::{NumericError, check_len, check_rising};
 use crate::stats::{LayerStats, apply};
-use secateur_tensor::linalg::{
-    LinalgError, Operand, Product, SpdFactor, check_finite, gather_symmetric, multiply,
-};
+use secateur_tensor::linalg::{LinalgError, Operand, Product, SpdFactor, check_finite, multiply};
+use std::ops::Range;
 
-/// Rows of a Gram matrix that are widened to f64 at once.
-const PANEL: usize = 64;
 /// Outputs that are solved at once.
-const SOLVE_PANEL: usize = 128;
+pub(crate) const SOLVE_PANEL: usize = 128;
 
 /// Ridge per coordinate: `lambda_j = of_diagonal * G_jj + of_median * median(diag G)`.
 ///
@@ -56,12 +54,21 @@ struct Means<'a> {
     target: &'a [f64],
 }
 
+/// The matrices of a least-squares problem, wherever they lie.
+#[derive(Clone, Copy, Debug)]
+pub struct FitMatrices<'a> {
+    /// `Z'Z`, `[k, k]`.
+    pub gram: MatrixView<'a>,
+    /// `Z'T`, `[k, d]`.
+    pub cross: MatrixView<'a>,
+    /// The original columns, `[d, k]`.
+    pub prior: MatrixView<'a>,
+}
+
 /// The least-squares problem of one projection.
 #[derive(Clone, Debug)]
 pub struct FitProblem<'a> {
-    gram: &'a [f32],
-    cross: &'a [f32],
-    prior: &'a [f32],
+    matrices: FitMatrices<'a>,
     n_in: usize,
     n_out: usize,
     lambda: Vec<f64>,
@@ -73,18 +80,36 @@ impl<'a> FitProblem<'a> {
     /// # Errors
     /// [`NumericError::Shape`].
     pub fn new(
-        gram: &'a [f32],
-        cross: &'a [f32],
+        gram: impl Into<MatrixView<'a>>,
+        cross: impl Into<MatrixView<'a>>,
         linear: &Linear<'a>,
         damping: Damping,
     ) -> Result<Self, NumericError> {
-        let (n_in, n_out) = (linear.n_in, linear.n_out);
-        check_len("Gram matrix", gram.len(), n_in, n_in)?;
-        check_len("cross products", cross.len(), n_in, n_out)?;
-        check_len("weight", linear.weight.len(), n_out, n_in)?;
-        let diagonal: Vec<f64> = (0..n_in).map(|j| f64::from(gram[j * n_in + j])).collect();
+        let matrices =
+            FitMatrices { gram: gram.into(), cross: cross.into(), prior: MatrixView::Memory(linear.weight) };
+        Self::of_matrices(matrices, linear.n_in, linear.n_out, damping)
+    }
+
+    /// The problem `k` = `n_in`, `d` = `n_out` of matrices that may lie outside of memory.
+    /// # Errors
+    /// [`NumericError::Shape`], [`NumericError::Unreadable`].
+    pub fn of_matrices(
+        matrices: FitMatrices<'a>,
+        n_in: usize,
+        n_out: usize,
+        damping: Damping,
+    ) -> Result<Self, NumericError> {
+        matrices.gram.check("Gram matrix", n_in, n_in)?;
+        matrices.cross.check("cross products", n_in, n_out)?;
+        matrices.prior.check("weight", n_out, n_in)?;
+        let mut diagonal = Vec::with_capacity(n_in);
+        let mut buffer = Vec::new();
+        for (first, n_rows) in panels(n_in) {
+            let rows = matrices.gram.rows((first, n_rows), n_in, &mut buffer)?;
+            diagonal.extend((0..n_rows).map(|row| f64::from(rows[row * n_in + first + row])));
+        }
         let lambda = damping.lambda(&diagonal);
-        Ok(Self { gram, cross, prior: linear.weight, n_in, n_out, lambda, means: None })
+        Ok(Self { matrices, n_in, n_out, lambda, means: None })
     }
 
     /// The problem of a projection with a target.
@@ -96,7 +121,9 @@ impl<'a> FitProblem<'a> {
         damping: Damping,
     ) -> Result<Self, NumericError> {
         linear.check(stats, None)?;
-        Self::new(stats.gram()?, &stats.target()?.cross, linear, damping)
+        let prior = MatrixView::Memory(linear.weight);
+        let matrices = FitMatrices { gram: stats.gram_view()?, cross: stats.cross_view()?, prior };
+        Self::of_matrices(matrices, linear.n_in, linear.n_out, damping)
     }
 
     /// The same with the means of inputs and target taken out: fit the weights with it, then [`mean_bias`].
@@ -130,7 +157,7 @@ impl<'a> FitProblem<'a> {
     pub(crate) fn solve(&self, columns: &[usize]) -> Result<(Vec<f32>, SpdFactor), NumericError> {
         check_rising("kept columns", columns, self.n_in)?;
         let n = columns.len();
-        let mut normal = gather_symmetric(self.gram, self.n_in, columns)?;
+        let mut normal = gather(&self.matrices.gram, self.n_in, columns)?;
         let inputs = self
             .means
             .map(|means| -> Vec<f64> { columns.iter().map(|&column| means.inputs[column]).collect() });
@@ -147,21 +174,47 @@ impl<'a> FitProblem<'a> {
         let mut weight = Vec::with_capacity(self.n_out * n);
         let mut rows = Vec::with_capacity(SOLVE_PANEL.min(self.n_out) * n);
         for start in (0..self.n_out).step_by(SOLVE_PANEL) {
+            let outs = start..(start + SOLVE_PANEL).min(self.n_out);
             rows.clear();
-            for out in start..(start + SOLVE_PANEL).min(self.n_out) {
-                let mean = self.means.map(|means| means.target[out] / means.n_tokens);
-                rows.extend(columns.iter().enumerate().map(|(at, &column)| {
-                    let cross = f64::from(self.cross[column * self.n_out + out]);
-                    let centre = inputs.as_ref().zip(mean).map_or(0.0, |(inputs, mean)| inputs[at] * mean);
-                    let prior = f64::from(self.prior[out * self.n_in + column]);
-                    cross - centre + self.lambda[column] * prior
-                }));
-            }
+            rows.resize(outs.len() * n, 0.0);
+            self.right_hand_sides(columns, outs, inputs.as_deref(), &mut rows)?;
             check_finite("right-hand side", &rows)?;
             factor.solve_rows(&mut rows)?;
             weight.extend(rows.iter().map(|&value| value as f32));
         }
         Ok((weight, factor))
+    }
+
+    /// Fills `rows` `[outs, columns]` with `C + L W0'` of some outputs.
+    fn right_hand_sides(
+        &self,
+        columns: &[usize],
+        outs: Range<usize>,
+        inputs: Option<&[f64]>,
+        rows: &mut [f64],
+    ) -> Result<(), NumericError> {
+        let n = columns.len();
+        let (mut cross_buffer, mut prior_buffer) = (Vec::new(), Vec::new());
+        let prior = self.matrices.prior.rows((outs.start, outs.len()), self.n_in, &mut prior_buffer)?;
+        let mut at = 0;
+        for (first, n_rows) in panels(self.n_in) {
+            let here = columns[at..].partition_point(|&column| column < first + n_rows);
+            if here == 0 {
+                continue;
+            }
+            let cross = self.matrices.cross.rows((first, n_rows), self.n_out, &mut cross_buffer)?;
+            for &column in &columns[at..at + here] {
+                let cross = &cross[(column - first) * self.n_out..][outs.clone()];
+                for (nth, &cross) in cross.iter().enumerate() {
+                    let mean = self.means.map(|means| means.target[outs.start + nth] / means.n_tokens);
+                    let centre = inputs.zip(mean).map_or(0.0, |(inputs, mean)| inputs[at] * mean);
+                    let prior = f64::from(prior[nth * self.n_in + column]);
+                    rows[nth * n + at] = f64::from(cross) - centre + self.lambda[column] * prior;
+                }
+                at += 1;
+            }
+        }
+        Ok(())
     }
 }
 

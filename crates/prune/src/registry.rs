@@ -2,7 +2,8 @@
 
 use crate::comp::Comp;
 use crate::error::PruneError;
-use crate::methods::{DepthMethod, Fasp, Flap, Magnitude, SecondOrder, WandaSp, WidthMethod};
+use crate::footprint::{MethodNeeds, Rung, SumsIn};
+use crate::methods::{DepthMethod, Fasp, Flap, Magnitude, Needs, SecondOrder, WandaSp, WidthMethod};
 
 /// How the cut is shared between layers.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -26,6 +27,36 @@ pub(crate) struct Method {
     /// How the cut is shared between layers.
     pub(crate) spread: Spread,
 }
+
+impl Method {
+    /// What the method asks of memory.
+    pub(crate) fn memory_needs(&self) -> MethodNeeds {
+        let (needs, reads_by_rows) = (self.width.needs(), self.width.reads_by_rows());
+        MethodNeeds {
+            gram: Needs::Gram <= needs,
+            cross: self.teacher_share.is_some(),
+            projections: match (self.spread, needs) {
+                (Spread::Depth(_), _) => 0,
+                // Down projection and what is left of it; gate and up projection beside them.
+                (_, Needs::Weights) => 4,
+                _ => 2,
+            },
+            reads_by_rows,
+            // Conditions and eigenvalues need a second square matrix.
+            squares: if reads_by_rows { 1 } else { 2 },
+            sweep: self.spread == Spread::Measured,
+        }
+    }
+
+    /// The method itself, or on a rung without a Gram matrix the best of those that need none.
+    pub(crate) fn on(self, rung: Rung) -> Self {
+        if rung.sums == SumsIn::Moments && Needs::Gram <= self.width.needs() { MOMENTS_METHOD } else { self }
+    }
+}
+
+/// What narrows layers when there is no room for a Gram matrix.
+const MOMENTS_METHOD: Method =
+    Method { name: "flap", width: &Flap, teacher_share: None, spread: Spread::Uniform };
 
 /// The default method: COMP's stages with second-order selection, weight refit and measured widths.
 pub const DEFAULT_METHOD: &str = "comp-refit";

@@ -4,11 +4,10 @@
 //! `t` what its output should be. The caller streams tokens and adds them up; no token is kept.
 //! Memory for `n_in` = k, `n_out` = d: moments `16 k`, Gram `4 k^2`, cross `4 k d` bytes.
 
+use crate::matrix::{MatrixView, RowStore, panels, unreadable};
 use crate::numeric::{NumericError, check_len};
 use secateur_tensor::linalg::{Operand, Product, multiply};
-
-/// Rows of the Gram matrix that are widened to f64 at once.
-const PANEL: usize = 64;
+use std::sync::Arc;
 
 /// Sums over tokens for one projection.
 #[derive(Clone, Debug, Default)]
@@ -27,6 +26,18 @@ pub struct LayerStats {
     pub gram: Option<Vec<f32>>,
     /// What the output is fitted to; absent means the layer's own output `Z W0'`.
     pub target: Option<TargetStats>,
+    /// Gram matrix and cross products when they do not lie in memory; [`Self::gram`] and [`TargetStats::cross`]
+    /// are then empty.
+    pub stored: Option<StoredSums>,
+}
+
+/// The two large sums of a projection, outside of memory.
+#[derive(Clone, Debug)]
+pub struct StoredSums {
+    /// `Z'Z`, `[k, k]`, both triangles.
+    pub gram: Arc<dyn RowStore>,
+    /// `Z'T`, `[k, d]`.
+    pub cross: Arc<dyn RowStore>,
 }
 
 /// Sums over tokens that involve the target `t`.
@@ -102,33 +113,87 @@ impl LayerStats {
         self.sum.iter().zip(&self.sum_sq).map(variance).collect()
     }
 
+    /// The Gram matrix, wherever it lies.
+    /// # Errors
+    /// [`NumericError::Missing`] when it was not collected.
+    pub fn gram_view(&self) -> Result<MatrixView<'_>, NumericError> {
+        match &self.stored {
+            Some(stored) => Ok(MatrixView::Stored(stored.gram.as_ref())),
+            None => self.gram().map(MatrixView::Memory),
+        }
+    }
+
+    /// The cross products with the target, wherever they lie.
+    /// # Errors
+    /// [`NumericError::Missing`] when there is no target.
+    pub fn cross_view(&self) -> Result<MatrixView<'_>, NumericError> {
+        match &self.stored {
+            Some(stored) if self.target.is_some() => Ok(MatrixView::Stored(stored.cross.as_ref())),
+            _ => self.target().map(|target| MatrixView::Memory(&target.cross)),
+        }
+    }
+
     /// Makes the layer's own output `T = Z W0'` the target. `weight`: W0, `[d, k]`.
     /// # Errors
     /// [`NumericError::Missing`] without Gram, [`NumericError::Shape`].
-    pub fn set_own_target(&mut self, weight: &[f32]) -> Result<(), NumericError> {
-        self.target = Some(self.own_target(weight)?);
+    pub fn set_own_target<'w>(&mut self, weight: impl Into<MatrixView<'w>>) -> Result<(), NumericError> {
+        let Some(stored) = self.stored.clone() else {
+            self.target = Some(self.own_target(weight)?);
+            return Ok(());
+        };
+        let mut rows = Vec::new();
+        let own = self.own_products(weight.into(), &mut |first, product, _| {
+            rows.clear();
+            rows.extend(product.iter().map(|&value| value as f32));
+            stored.cross.write_rows(first, &rows).map_err(|error| unreadable(&error))
+        })?;
+        self.target = Some(TargetStats { cross: Vec::new(), sum: own.sum, energy: own.energy });
         Ok(())
     }
 
     /// Turns a target r into the blend `T = (1 - share) Z W0' + share R`: the recipe fits mostly the layer's
-    /// own output and a little (`share` = 0.2) of what the dense model's residual stream would need.
+    /// own output and a little (`share` = 0.2) of what the dense model's residual stream would need. The cross
+    /// products are changed where they lie.
     /// # Errors
     /// [`NumericError::Missing`] without Gram or target, [`NumericError::Shape`].
-    pub fn blend_own_target(&mut self, weight: &[f32], share: f64) -> Result<(), NumericError> {
-        let own = self.own_target(weight)?;
-        let mut blend = self.target.take().ok_or(NumericError::Missing { what: "target" })?;
-        check_len("cross products", blend.cross.len(), self.n_in, self.n_out)?;
+    pub fn blend_own_target<'w>(
+        &mut self,
+        weight: impl Into<MatrixView<'w>>,
+        share: f64,
+    ) -> Result<(), NumericError> {
+        let (k, d) = (self.n_in, self.n_out);
+        let mut target = self.target.take().ok_or(NumericError::Missing { what: "target" })?;
+        if self.stored.is_none() {
+            check_len("cross products", target.cross.len(), k, d)?;
+        }
         let keep = 1.0 - share;
         // |T|^2 needs <Z W0', R> = sum of W0' o (Z'R).
-        let mixed = inner_transposed(weight, &blend.cross, self.n_in);
-        blend.energy = keep * keep * own.energy + 2.0 * keep * share * mixed + share * share * blend.energy;
-        for (to, from) in blend.cross.iter_mut().zip(&own.cross) {
-            *to = (share * f64::from(*to) + keep * f64::from(*from)) as f32;
-        }
-        for (to, from) in blend.sum.iter_mut().zip(&own.sum) {
+        let mut mixed = 0.0;
+        let mut blend = |first: usize, product: &[f64], wide: &[f64], cross: &mut [f32]| {
+            for (at, (own, cross)) in product.iter().zip(cross).enumerate() {
+                mixed += wide[at % d * k + first + at / d] * f64::from(*cross);
+                *cross = (share * f64::from(*cross) + keep * f64::from(*own as f32)) as f32;
+            }
+        };
+        let stored = self.stored.clone();
+        let mut buffer = Vec::new();
+        let own = self.own_products(weight.into(), &mut |first, product, wide| {
+            match &stored {
+                None => blend(first, product, wide, &mut target.cross[first * d..][..product.len()]),
+                Some(stored) => {
+                    buffer.resize(product.len(), 0.0);
+                    stored.cross.read_rows(first, &mut buffer).map_err(|error| unreadable(&error))?;
+                    blend(first, product, wide, &mut buffer);
+                    stored.cross.write_rows(first, &buffer).map_err(|error| unreadable(&error))?;
+                }
+            }
+            Ok(())
+        })?;
+        target.energy = keep * keep * own.energy + 2.0 * keep * share * mixed + share * share * target.energy;
+        for (to, from) in target.sum.iter_mut().zip(&own.sum) {
             *to = share * *to + keep * from;
         }
-        self.target = Some(blend);
+        self.target = Some(target);
         Ok(())
     }
 
@@ -136,37 +201,55 @@ impl LayerStats {
     /// bytes besides the result.
     /// # Errors
     /// [`NumericError::Missing`] without Gram, [`NumericError::Shape`].
-    pub fn own_target(&self, weight: &[f32]) -> Result<TargetStats, NumericError> {
+    pub fn own_target<'w>(&self, weight: impl Into<MatrixView<'w>>) -> Result<TargetStats, NumericError> {
+        let mut cross = Vec::with_capacity(self.n_in * self.n_out);
+        let own = self.own_products(weight.into(), &mut |_, product, _| {
+            cross.extend(product.iter().map(|&value| value as f32));
+            Ok(())
+        })?;
+        Ok(TargetStats { cross, sum: own.sum, energy: own.energy })
+    }
+
+    /// Calls `visit(first row, rows of G W0' [rows, d], W0 [d, k])` for panel after panel.
+    fn own_products(
+        &self,
+        weight: MatrixView<'_>,
+        visit: &mut VisitPanel<'_>,
+    ) -> Result<OwnSums, NumericError> {
         let (k, d) = (self.n_in, self.n_out);
-        let gram = self.gram()?;
-        check_len("weight", weight.len(), d, k)?;
+        let gram = self.gram_view()?;
+        weight.check("weight", d, k)?;
         // In f64: with massive activations a few terms of each sum are thousands of times the others, and the
         // ridge of a small column is not far above the rounding of an f32 sum.
-        let wide: Vec<f64> = weight.iter().copied().map(f64::from).collect();
+        let mut wide: Vec<f64> = Vec::with_capacity(d * k);
+        let mut buffer = Vec::new();
+        for panel in panels(d) {
+            wide.extend(weight.rows(panel, k, &mut buffer)?.iter().copied().map(f64::from));
+        }
         let weight_t = Operand::new(&wide, d, k).t();
-        let mut cross = Vec::with_capacity(k * d);
         let mut energy = 0.0;
-        for (panel_idx, rows) in gram.chunks(PANEL * k.max(1)).enumerate() {
+        for (first, n_rows) in panels(k) {
+            let rows = gram.rows((first, n_rows), k, &mut buffer)?;
             let rows: Vec<f64> = rows.iter().copied().map(f64::from).collect();
-            let n_rows = rows.len() / k.max(1);
             let mut product = vec![0.0f64; n_rows * d];
             multiply(Operand::new(&rows, n_rows, k), weight_t, Product::Replace(1.0), &mut product)?;
             for (at, value) in product.iter().enumerate() {
-                energy += value * wide[at % d * k + panel_idx * PANEL + at / d];
+                energy += value * wide[at % d * k + first + at / d];
             }
-            cross.extend(product.iter().map(|&value| value as f32));
+            visit(first, &product, &wide)?;
         }
-        Ok(TargetStats { cross, sum: apply(weight, &self.sum), energy })
+        let dot = |row: &[f64]| row.iter().zip(&self.sum).map(|(w, v)| w * v).sum();
+        Ok(OwnSums { sum: wide.chunks_exact(k.max(1)).map(dot).collect(), energy })
     }
 }
 
-/// `sum over o, j of weight[o, j] * cross[j, o]`; `weight`: `[d, k]`, `cross`: `[k, d]`.
-pub(crate) fn inner_transposed(weight: &[f32], cross: &[f32], n_in: usize) -> f64 {
-    let n_out = cross.len().checked_div(n_in).unwrap_or(0);
-    let row = |(o, row): (usize, &[f32])| -> f64 {
-        row.iter().enumerate().map(|(j, &w)| f64::from(w) * f64::from(cross[j * n_out + o])).sum()
-    };
-    weight.chunks_exact(n_in.max(1)).enumerate().map(row).sum()
+/// Takes `(first row, rows of G W0' [rows, d], W0 [d, k])`.
+type VisitPanel<'a> = dyn FnMut(usize, &[f64], &[f64]) -> Result<(), NumericError> + 'a;
+
+/// The small sums of a layer's own output.
+struct OwnSums {
+    sum: Vec<f64>,
+    energy: f64,
 }
 
 /// `weight * vector`; `weight`: `[d, k]`, `vector`: `[k]`.

@@ -8,6 +8,10 @@ use crate::checkpoint::WorkDir;
 use crate::error::PruneError;
 use crate::spill::Spill;
 use secateur_engine::Embedding;
+use secateur_model::{WeightId, WeightRole, WeightSource};
+
+/// Tokens that are looked up before the pages they touched are given back: the system maps 64 KiB around each.
+const LOOKUPS: usize = 64;
 
 /// Names of the files of a stream, by parity of the layer that reads them.
 const TEACHER_FILES: [&str; 2] = ["spill-teacher-0", "spill-teacher-1"];
@@ -91,15 +95,16 @@ impl Streams {
     }
 
     /// Fills the input of layer 0 with the embeddings of the calibration set.
-    pub(crate) fn embed(
-        &self,
-        embedding: &Embedding,
-        set: &CalibrationSet,
-        hidden_size: usize,
-    ) -> Result<(), PruneError> {
+    pub(crate) fn embed(&self, source: &dyn WeightSource, set: &CalibrationSet) -> Result<(), PruneError> {
+        let embedding = Embedding::new(source)?;
+        let hidden_size = source.config().hidden_size;
         let mut rows = vec![0.0; WINDOW_LEN * hidden_size];
         for window_idx in 0..set.n_windows() {
-            embedding.lookup(set.window(window_idx), &mut rows)?;
+            let tokens = set.window(window_idx).chunks(LOOKUPS);
+            for (tokens, rows) in tokens.zip(rows.chunks_mut(LOOKUPS * hidden_size)) {
+                embedding.lookup(tokens, rows)?;
+                source.give_back(WeightId::global(WeightRole::EmbedTokens));
+            }
             self.write(Side::Teacher, 0, window_idx, &rows)?;
             self.write(Side::Student, 0, window_idx, &rows)?;
         }

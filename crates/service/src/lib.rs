@@ -26,6 +26,7 @@ mod queries;
 mod queue;
 mod served;
 mod shared;
+mod stage_watch;
 mod start;
 mod stream;
 mod work;

@@ -6,14 +6,19 @@ use crate::budget::{PlanSettings, plan_file, resident_bytes};
 use crate::calibration::Calibration;
 use crate::convert::io_error;
 use crate::opened::OpenModel;
+use crate::stage_watch::StageWatch;
 use rustix::fs::{FlockOperation, flock};
 use secateur_memory::format_bytes;
-use secateur_model::{PrunePlan, WeightSource};
-use secateur_model_file::{RetabledSource, WriteOptions, Written, write_gguf};
+use secateur_model::{PlanAction, PrunePlan, WeightSource};
+use secateur_model_file::{ModelFile, RetabledSource, WriteOptions, Written, write_gguf};
 pub use secateur_prune::{DEFAULT_METHOD, method_names};
-use secateur_prune::{HeadRounder, Progress, PruneError, PruneOutcome, PruneRequest, discard_work, prune};
+use secateur_prune::{
+    HeadRounder, Progress, PruneError, PruneOutcome, PruneReport, PruneRequest, discard_work, prune,
+};
 use secateur_tensor::DType;
 use secateur_tensor::kernels::ThreadPool;
+use secateur_tensor::kernels::heap::release_free_heap;
+use std::collections::BTreeMap;
 use std::fs::{self, File};
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
@@ -49,8 +54,12 @@ impl Default for PruneSettings {
 }
 
 /// A job whose plan is made.
+///
+/// The tokenizer is gone by then: tens of thousands of strings would be in memory for nothing.
 pub(crate) struct Prepared {
-    pub(crate) model: OpenModel,
+    pub(crate) file: ModelFile,
+    /// Empty when nothing is to be pruned.
+    calibration_tokens: Vec<u32>,
     pub(crate) settings: PruneSettings,
     pub(crate) plan: PrunePlan,
     pub(crate) source_digest: String,
@@ -76,7 +85,24 @@ impl Prepared {
             digest.map_err(|error| crate::convert::data_error(model.file().path(), &error))?;
         let calibration_digest = settings.calibration.digest()?;
         let fit_tokens = settings.calibration.fit_tokens()?;
-        Ok(Self { model, settings, plan, source_digest, calibration_digest, fit_tokens, budget_bytes })
+        let calibration_tokens = match plan.action {
+            PlanAction::Untouched => Vec::new(),
+            PlanAction::Prune => settings.calibration.load(model.tokenizer())?,
+        };
+        let file = model.file().clone();
+        drop(model);
+        file.give_back_all();
+        release_free_heap();
+        Ok(Self {
+            file,
+            calibration_tokens,
+            settings,
+            plan,
+            source_digest,
+            calibration_digest,
+            fit_tokens,
+            budget_bytes,
+        })
     }
 
     /// Digest of everything that influences the bytes of the result.
@@ -101,16 +127,17 @@ impl Prepared {
     }
 
     fn request(&self, run: &Run<'_>) -> Result<PruneRequest, ServiceError> {
-        let calibration_tokens = self.settings.calibration.load(self.model.tokenizer())?;
-        let (mut source, mut source_digest) = (self.model.source(), self.source_digest.clone());
+        let mut source: Arc<dyn WeightSource> = Arc::new(self.file.clone());
+        let mut source_digest = self.source_digest.clone();
         if let Some(dtype) = self.plan.table_dtype {
-            source = self.restore_tables(source, &calibration_tokens, dtype, run)?;
+            source = self.restore_tables(source, &self.calibration_tokens, dtype, run)?;
             source_digest = format!("{source_digest} with tables as {dtype}");
         }
+        let (rss_bytes, _) = resident_bytes();
         Ok(PruneRequest {
             source,
             source_digest,
-            calibration_tokens,
+            calibration_tokens: self.calibration_tokens.clone(),
             fit_tokens: self.fit_tokens,
             calibration_digest: self.calibration_digest.clone(),
             method: self.settings.method.clone(),
@@ -119,6 +146,7 @@ impl Prepared {
             dtype: self.plan.dtype,
             seed: self.settings.seed,
             budget_bytes: Some(run.budget_bytes),
+            runtime_bytes: rss_bytes.saturating_sub(run.served_bytes),
             work_dir: run.work_dir.to_owned(),
             n_threads: run.n_threads,
         })
@@ -163,7 +191,7 @@ impl Prepared {
     /// [`ServiceError::Io`] and what a weight's reading says.
     pub(crate) fn write(&self, outcome: &PruneOutcome, path: &Path) -> Result<Written, ServiceError> {
         let options = WriteOptions { dtype: self.plan.dtype, ..WriteOptions::default() };
-        let metadata = self.model.file().metadata();
+        let metadata = self.file.metadata();
         write_gguf(path, metadata, outcome.source.as_ref(), &options)
             .map_err(|error| write_error(path, error))
     }
@@ -184,6 +212,8 @@ pub(crate) struct Run<'a> {
     pub(crate) work_dir: &'a Path,
     /// Bound on the peak of the whole process.
     pub(crate) budget_bytes: u64,
+    /// What the served model may need beside the job, which is not part of that bound.
+    pub(crate) served_bytes: u64,
     pub(crate) n_threads: usize,
     /// Takes the reports.
     pub(crate) progress: &'a mut dyn FnMut(ProgressView),
@@ -194,6 +224,7 @@ pub(crate) struct Run<'a> {
 /// A result whose layers still lie in the work folder.
 pub(crate) struct Finished {
     pub(crate) outcome: PruneOutcome,
+    watch: StageWatch,
     request: PruneRequest,
     _lock: WorkLock,
 }
@@ -202,11 +233,15 @@ impl Finished {
     /// Removes the work folder: the result has been stored.
     /// # Errors
     /// [`ServiceError::Io`].
-    pub(crate) fn discard_work(self) -> Result<(), ServiceError> {
-        let Self { outcome, request, _lock } = self;
-        drop(outcome);
+    ///
+    /// Returns the report and the largest resident memory of each stage.
+    pub(crate) fn discard_work(self) -> Result<(PruneReport, BTreeMap<String, u64>), ServiceError> {
+        let Self { outcome, watch, request, _lock } = self;
+        let report = outcome.report;
+        drop(outcome.source);
         let _ = fs::remove_file(request.work_dir.join(LOCK_FILE));
-        Ok(discard_work(&request)?)
+        discard_work(&request)?;
+        Ok((report, watch.stop()))
     }
 }
 
@@ -217,9 +252,16 @@ impl Finished {
 pub(crate) fn run(prepared: &Prepared, run: Run<'_>) -> Result<Finished, ServiceError> {
     let lock = WorkLock::take(run.work_dir)?;
     let request = prepared.request(&run)?;
-    let Run { progress, cancel, budget_bytes, .. } = run;
-    let mut report = |progress_now: Progress| progress(progress_view(&progress_now));
+    let Run { progress, cancel, budget_bytes, served_bytes, .. } = run;
+    let budget_bytes = budget_bytes + served_bytes;
+    let watch = StageWatch::start("start", budget_bytes);
+    let mut report = |progress_now: Progress| {
+        watch.enter(progress_now.stage.name());
+        progress(progress_view(&progress_now));
+    };
     let mut outcome = prune(&request, &mut report, cancel)?;
+    watch.enter("write");
+    release_free_heap();
     let (_, peak) = resident_bytes();
     if budget_bytes < peak {
         let note = format!(
@@ -230,7 +272,7 @@ pub(crate) fn run(prepared: &Prepared, run: Run<'_>) -> Result<Finished, Service
         tracing::warn!("{note}");
         outcome.report.notes.push(note);
     }
-    Ok(Finished { outcome, request, _lock: lock })
+    Ok(Finished { outcome, watch, request, _lock: lock })
 }
 
 fn progress_view(progress: &Progress) -> ProgressView {

@@ -13,6 +13,7 @@ use crate::pruning::{Finished, Prepared, PruneSettings, Run, run};
 use crate::shared::Shared;
 use crate::worker::{Worker, handle_request};
 use secateur_model::{PlanAction, PrunePlan, PruneRatio};
+use secateur_prune::MOMENTS_RUNG;
 use secateur_store::{CalibrationRecord, Draft, Entry, SourceRecord};
 use std::collections::BTreeMap;
 use std::fs;
@@ -111,6 +112,7 @@ impl Worker {
     ) -> Result<Entry, ServiceError> {
         let shared = self.shared.clone();
         let work_dir = shared.jobs_dir().join(prepared.key());
+        let served_bytes = self.loaded.as_ref().map_or(0, |loaded| loaded.footprint_bytes);
         let loaded = &mut self.loaded;
         let mut pacer = Pacer::new();
         let mut progress = |view: crate::api::ProgressView| {
@@ -130,6 +132,7 @@ impl Worker {
         let how = Run {
             work_dir: &work_dir,
             budget_bytes,
+            served_bytes,
             n_threads: shared.n_threads(),
             progress: &mut progress,
             cancel: job.cancel_flag(),
@@ -190,10 +193,10 @@ fn store_result(
     known: &Known,
     finished: Finished,
 ) -> Result<Entry, ServiceError> {
-    let report =
-        serde_json::to_value(&finished.outcome.report).map_err(|error| crate::convert::internal(&error))?;
+    let report = &finished.outcome.report;
+    let report = serde_json::to_value(report).map_err(|error| crate::convert::internal(&error))?;
     let draft = || draft(prepared, known, report);
-    let expected_bytes = prepared.model.file().file_bytes();
+    let expected_bytes = prepared.file.file_bytes();
     let fill = |path: &Path| prepared.write(&finished.outcome, path).map(drop);
     let entry = shared.store().add(expected_bytes, fill, draft)?.into_entry();
     tracing::info!(id = %entry.id, "stored");
@@ -203,8 +206,13 @@ fn store_result(
 
 fn draft(prepared: &Prepared, known: &Known, report: serde_json::Value) -> Draft {
     let settings = &prepared.settings;
+    // A job with more memory asks for a better model by the same inputs: it must not be given this one.
+    let is_poorer = report["memory"]["rung"] == MOMENTS_RUNG;
+    let key = prepared.key();
+    let key =
+        if is_poorer { blake3::hash(format!("{key} {MOMENTS_RUNG}").as_bytes()).to_string() } else { key };
     Draft {
-        key: prepared.key(),
+        key,
         generator: format!("secateur {}", env!("CARGO_PKG_VERSION")),
         name: result_name(&known.view.name, &prepared.plan),
         created_unix_s: unix_s(),

@@ -6,7 +6,7 @@ use secateur_service::api::{
     JobEventKind, JobState, ModelKind, PlanQuery, Prompt, PruneQuery, Readiness, SamplingParams,
 };
 use secateur_service::{
-    AddSpecial, EventStream, JobEvents, Service, ServiceError, ServiceHandle, ServiceOptions,
+    AddSpecial, EventStream, JobEvents, PlanSettings, Service, ServiceError, ServiceHandle, ServiceOptions,
 };
 use secateur_test_support::{TinyLayer, TinyModel, TinyVocab};
 use std::path::PathBuf;
@@ -34,8 +34,12 @@ fn options(dir: &TempDir, model: &TinyModel) -> ServiceOptions {
 }
 
 async fn start(change: impl FnOnce(&mut ServiceOptions)) -> Running {
+    start_with(&tiny(), change).await
+}
+
+async fn start_with(model: &TinyModel, change: impl FnOnce(&mut ServiceOptions)) -> Running {
     let dir = tempfile::tempdir().unwrap();
-    let mut options = options(&dir, &tiny());
+    let mut options = options(&dir, model);
     change(&mut options);
     let service = Service::start(options).unwrap();
     let handle = service.handle();
@@ -307,12 +311,14 @@ async fn a_failed_job_leaves_the_service_answering() {
 
 #[tokio::test]
 async fn a_model_that_does_not_fit_is_not_activated_and_the_old_one_goes_on() {
-    let running = start(|_| {}).await;
-    let plan = running.handle.plan(&PlanQuery::default()).unwrap();
-    running.stop().await;
+    // Deep enough that pruning, which holds one layer at a time, needs less than serving.
+    let tiny = tiny();
+    let deep = TinyModel { layers: vec![tiny.layers[0]; 48], ..tiny };
+    let file = tempfile::tempdir().unwrap();
+    let plan = secateur_service::ops::plan(&deep.write_to(file.path()), "512MiB", &PlanSettings::default());
     // Enough for the pruned model, not for the base.
-    let budget = plan.base_footprint.total_bytes - 100_000;
-    let running = start(|options| {
+    let budget = plan.unwrap().plan.base_footprint.total_bytes - 100_000;
+    let running = start_with(&deep, |options| {
         options.memory_budget = budget.to_string();
         options.prune.calibration.tokens = Some(1024);
     })

@@ -1,6 +1,8 @@
-//! `cargo xtask tidy`: checks the house itself. The same checks run as a test.
+//! `cargo xtask tidy` checks the house itself; the same checks run as a test. `cargo xtask synth` writes models of
+//! real shapes with random weights.
 #![forbid(unsafe_code)]
 
+mod synth;
 mod tidy;
 
 use anyhow::{Result, bail};
@@ -19,6 +21,7 @@ fn main() -> Result<()> {
             }
             Ok(())
         }
-        _ => bail!("usage: cargo xtask tidy"),
+        Some("synth") => synth::run(std::env::args().skip(2)),
+        _ => bail!("usage: cargo xtask tidy, or {}", synth::USAGE),
     }
 }

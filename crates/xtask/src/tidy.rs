@@ -26,7 +26,7 @@ const EDGES: [(&str, &[&str]); 15] = [
     ("daemon", &["http-api", "service"]),
     ("ffi", &["http-api", "service"]),
     ("test-support", &["tensor"]),
-    ("xtask", &[]),
+    ("xtask", &["tensor", "test-support"]),
 ];
 
 /// Foreign crates that only some of ours may know.

@@ -60,8 +60,11 @@ pub(super) fn plan(report: &PlanReport) -> String {
 
 pub(super) fn prune(report: &PruneFileReport) -> String {
     let kept: Vec<usize> = report.widths.iter().copied().filter(|width| 0 < *width).collect();
-    let stages: Vec<String> =
-        report.seconds.iter().map(|(stage, seconds)| format!("{stage} {seconds:.1} s")).collect();
+    let stage = |(stage, seconds): (&String, &f64)| match report.rates.get(stage) {
+        Some(rate) => format!("{stage} {seconds:.1} s at {:.0} GFLOP/s", rate.gflop_per_s),
+        None => format!("{stage} {seconds:.1} s"),
+    };
+    let stages: Vec<String> = report.seconds.iter().map(stage).collect();
     let mut rows = vec![
         ("wrote", report.out.display().to_string()),
         ("size", format!("{} -> {}", format_bytes(report.bytes_before), format_bytes(report.bytes_after))),

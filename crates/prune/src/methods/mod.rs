@@ -16,6 +16,7 @@ pub use depth::{DepthMethod, LossWithout};
 pub use fasp::Fasp;
 pub use flap::{Flap, PooledLayer, PooledWidths, pool_units};
 pub use magnitude::Magnitude;
+pub(crate) use second_order::select_neurons;
 pub use second_order::{NEURON_STEP, SecondOrder};
 pub use wanda::WandaSp;
 
@@ -144,6 +145,12 @@ pub trait WidthMethod: Sync {
     /// Where it is collected.
     fn inputs(&self) -> InputSource {
         InputSource::PrunedPrefix
+    }
+
+    /// Whether selection and refit go through [`crate::refit::FitProblem`] alone, so that the Gram matrix may lie
+    /// outside of memory.
+    fn reads_by_rows(&self) -> bool {
+        false
     }
 
     /// What is removed.

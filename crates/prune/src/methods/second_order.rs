@@ -4,7 +4,7 @@
 use super::{Linear, Needs, Recovery, WidthMethod};
 use crate::numeric::NumericError;
 use crate::refit::{Damping, FitProblem, refit};
-use crate::select::{Quadratic, RemovalOptions, remove_units, unit_scores};
+use crate::select::{Quadratic, RemovalOptions, Round, remove_units, unit_scores};
 use crate::stats::{LayerStats, TargetStats};
 use std::ops::ControlFlow;
 
@@ -14,6 +14,17 @@ pub const NEURON_STEP: usize = 64;
 /// Selection and refit against the target of the statistics, or the layer's own output when there is none.
 #[derive(Clone, Copy, Debug)]
 pub struct SecondOrder;
+
+/// Returns the `keep` neurons that stay, rising. Nothing but the factor and the weights is in memory, so the
+/// matrices of the problem may lie elsewhere. `observe` may stop the selection early.
+pub(crate) fn select_neurons(
+    problem: &FitProblem<'_>,
+    keep: usize,
+    observe: &mut dyn FnMut(&Round<'_>) -> ControlFlow<()>,
+) -> Result<Vec<usize>, NumericError> {
+    let options = RemovalOptions { unit_len: 1, keep, step: NEURON_STEP };
+    Ok(remove_units(Quadratic::of_weights(problem)?, &options, observe)?.kept)
+}
 
 /// Runs `work` with the cross products of the target, or of the layer's own output.
 fn with_cross<T>(
@@ -55,10 +66,13 @@ impl WidthMethod for SecondOrder {
         let step = if linear.unit_len == 1 { NEURON_STEP } else { 1 };
         let options = RemovalOptions { unit_len: linear.unit_len, keep, step };
         with_cross(linear, stats, |problem| {
-            let removal =
-                remove_units(Quadratic::of_weights(problem)?, &options, &mut |_| ControlFlow::Continue(()))?;
-            Ok(removal.kept)
+            let quadratic = Quadratic::of_weights(problem)?;
+            Ok(remove_units(quadratic, &options, &mut |_| ControlFlow::Continue(()))?.kept)
         })
+    }
+
+    fn reads_by_rows(&self) -> bool {
+        true
     }
 
     fn recover(

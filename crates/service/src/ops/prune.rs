@@ -97,6 +97,12 @@ pub struct PruneFileReport {
     pub budget_bytes: u64,
     /// Peak resident memory of the process.
     pub rss_peak_bytes: u64,
+    /// The rung of the memory ladder, with every buffer it was predicted to need.
+    pub memory: Option<secateur_prune::PruneFootprint>,
+    /// Largest resident memory seen in each stage.
+    pub stage_rss_peak_bytes: std::collections::BTreeMap<String, u64>,
+    /// Speed of each stage that did work in this run.
+    pub rates: std::collections::BTreeMap<String, secateur_prune::StageRate>,
     /// Seconds in all.
     pub seconds_total: f64,
     /// Seconds by stage.
@@ -140,17 +146,18 @@ pub fn prune_to_file(
         return Ok(report);
     }
     let work_dir = work_dir_beside(&request.out);
-    let how = Run { work_dir: &work_dir, budget_bytes: budget.bytes(), n_threads, progress, cancel };
+    let budget_bytes = budget.bytes();
+    let how = Run { work_dir: &work_dir, budget_bytes, served_bytes: 0, n_threads, progress, cancel };
     let finished = run(&prepared, how)?;
     let written = prepared.write(&finished.outcome, &request.out)?;
-    let report = finished.outcome.report.clone();
+    let (report, stage_peaks) = finished.discard_work()?;
     let layers = report.layers.clone();
-    finished.discard_work()?;
     let mut report = file_report(&prepared, request, report, budget.bytes());
     report.output_digest = written.digest;
     report.output_architecture = written.architecture;
     report.bytes_after = written.bytes;
     report.notes.extend(written.notes);
+    report.stage_rss_peak_bytes = stage_peaks;
     report.seconds_total = started.elapsed().as_secs_f64();
     report.rss_peak_bytes = resident_bytes().1;
     write_page(request, &report, &layers)?;
@@ -196,7 +203,7 @@ fn copy_untouched(
     budget_bytes: u64,
     started: std::time::Instant,
 ) -> Result<PruneFileReport, ServiceError> {
-    let file = prepared.model.file();
+    let file = &prepared.file;
     let options = WriteOptions::default();
     let written = write_gguf(&request.out, file.metadata(), file, &options)
         .map_err(|error| write_error(&request.out, error))?;
@@ -227,6 +234,8 @@ fn untouched_report(file: &ModelFile, prepared: &Prepared) -> PruneReport {
         held_out_loss_before: 0.0,
         held_out_loss_after: 0.0,
         seconds: std::collections::BTreeMap::new(),
+        rates: std::collections::BTreeMap::new(),
+        memory: None,
         resumed: false,
         notes: Vec::new(),
     }
@@ -238,7 +247,7 @@ fn file_report(
     report: PruneReport,
     budget_bytes: u64,
 ) -> PruneFileReport {
-    let file = prepared.model.file();
+    let file = &prepared.file;
     let (mut widths, mut kv_heads): (Vec<usize>, Vec<usize>) =
         file.config().layers.iter().map(|layer| (layer.intermediate_size, layer.num_key_value_heads)).unzip();
     for layer in &report.layers {
@@ -263,6 +272,9 @@ fn file_report(
         kv_heads,
         budget_bytes,
         rss_peak_bytes: 0,
+        memory: report.memory,
+        stage_rss_peak_bytes: std::collections::BTreeMap::new(),
+        rates: report.rates,
         seconds_total: 0.0,
         seconds: report.seconds,
         calibration_tokens: report.calibration_tokens,
