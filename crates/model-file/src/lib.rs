@@ -18,7 +18,6 @@ mod mapped;
 mod metadata;
 mod model;
 mod names;
-mod retabled;
 mod tensor_info;
 mod vocab;
 mod write;
@@ -29,7 +28,6 @@ pub use gguf::value::{Number, NumberArray, NumberType, StringArray, Text, Value}
 pub use mapped::{Access, Mapped};
 pub use metadata::Metadata;
 pub use model::ModelFile;
-pub use retabled::{RetabledSource, RoundHead};
 pub use tensor_info::TensorInfo;
 pub use vocab::Vocab;
-pub use write::{BLOCK_VALUES, WriteOptions, Written, stored_dtype, write_gguf};
+pub use write::{BLOCK_VALUES, RetabledSource, RoundHead, WriteOptions, Written, stored_dtype, write_gguf};

@@ -132,6 +132,7 @@ impl Prepared {
         if let Some(dtype) = self.plan.table_dtype {
             source = self.restore_tables(source, &self.calibration_tokens, dtype, run)?;
             source_digest = format!("{source_digest} with tables as {dtype}");
+            release_free_heap();
         }
         let (rss_bytes, _) = resident_bytes();
         Ok(PruneRequest {
@@ -177,7 +178,10 @@ impl Prepared {
                 text.into()
             })
         };
-        match RetabledSource::create(base.clone(), run.work_dir, dtype, &mut round) {
+        let made_of =
+            format!("{}\n{}\n{}\n{dtype}", self.source_digest, self.calibration_digest, self.fit_tokens);
+        let key = &blake3::hash(made_of.as_bytes()).to_hex()[..16];
+        match RetabledSource::create(base.clone(), run.work_dir, key, dtype, &mut round) {
             Ok(source) => Ok(Arc::new(source)),
             Err(error) => Err(match cause {
                 Some(cause) => cause.into(),
@@ -239,7 +243,9 @@ impl Finished {
         let Self { outcome, watch, request, _lock } = self;
         let report = outcome.report;
         drop(outcome.source);
-        let _ = fs::remove_file(request.work_dir.join(LOCK_FILE));
+        let work_dir = &request.work_dir;
+        let _ = fs::remove_file(work_dir.join(LOCK_FILE));
+        RetabledSource::remove_files(work_dir).map_err(|error| io_error(work_dir, error))?;
         discard_work(&request)?;
         Ok((report, watch.stop()))
     }
@@ -251,10 +257,10 @@ impl Finished {
 /// pruner says. What was done stays in the work folder.
 pub(crate) fn run(prepared: &Prepared, run: Run<'_>) -> Result<Finished, ServiceError> {
     let lock = WorkLock::take(run.work_dir)?;
-    let request = prepared.request(&run)?;
-    let Run { progress, cancel, budget_bytes, served_bytes, .. } = run;
-    let budget_bytes = budget_bytes + served_bytes;
+    let budget_bytes = run.budget_bytes + run.served_bytes;
     let watch = StageWatch::start("start", budget_bytes);
+    let request = prepared.request(&run)?;
+    let Run { progress, cancel, .. } = run;
     let mut report = |progress_now: Progress| {
         watch.enter(progress_now.stage.name());
         progress(progress_view(&progress_now));

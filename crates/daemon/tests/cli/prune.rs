@@ -74,6 +74,7 @@ fn tables_are_stored_anew_alone_or_before_the_cut() {
     for file in ["alone.gguf", "both.gguf"] {
         assert!(in_4_bits(file), "{file}");
         home.json(&["generate", file, "--prompt", "a", "--json"]);
+        assert!(!home.path(&format!("{file}.secateur-job")).exists(), "the work folder of {file} is gone");
     }
     let refused = home.run(&[&args[..], &["-o", "x.gguf", "--ratio", "0.25", "--dtype", "f16"]].concat());
     let error = last_object(&refused)["error"].as_str().unwrap().to_owned();

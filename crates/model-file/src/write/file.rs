@@ -162,18 +162,29 @@ impl Target {
 
     /// Syncs, reads back, renames, and syncs the folder. Returns size and digest.
     pub(super) fn commit(self, layers: &[LayerConfig]) -> Result<(u64, String), WriteError> {
+        let (path, written) = (self.path.clone(), self.written);
+        self.commit_checked(|file| {
+            let back = ModelFile::open(file).map_err(|error| WriteError::ReadBack(Box::new(error)))?;
+            if back.config().layers != layers || back.file_bytes() != written {
+                let changed = ModelFileError::Changed { path, want: written, got: back.file_bytes() };
+                return Err(WriteError::ReadBack(Box::new(changed)));
+            }
+            Ok(())
+        })
+    }
+
+    /// Syncs, lets `check` look at the file under its temporary name, renames, and syncs the folder. Returns size and
+    /// digest.
+    pub(super) fn commit_checked(
+        self,
+        check: impl FnOnce(&Path) -> Result<(), WriteError>,
+    ) -> Result<(u64, String), WriteError> {
         let Self { path, folder, out, hasher, written, planned } = self;
         assert_eq!(written, planned, "every byte of the file was planned");
         let io = |action, source| WriteError::Io { action, path: path.clone(), source };
         let file = out.into_inner().map_err(|error| io("write", error.into_error()))?;
         file.as_file().sync_all().map_err(|source| io("sync", source))?;
-        let back = ModelFile::open(file.path()).map_err(|error| WriteError::ReadBack(Box::new(error)))?;
-        if back.config().layers != layers || back.file_bytes() != written {
-            let changed =
-                ModelFileError::Changed { path: path.clone(), want: written, got: back.file_bytes() };
-            return Err(WriteError::ReadBack(Box::new(changed)));
-        }
-        drop(back);
+        check(file.path())?;
         file.persist(&path).map_err(|error| io("rename", error.error))?;
         let synced = File::open(&folder).and_then(|folder| folder.sync_all());
         synced.map_err(|source| io("sync the folder of", source))?;

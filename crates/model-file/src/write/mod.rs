@@ -14,9 +14,11 @@
 mod file;
 mod keys;
 mod plan;
+mod retabled;
 mod stream;
 
 pub use plan::stored_dtype;
+pub use retabled::{RetabledSource, RoundHead};
 pub use stream::BLOCK_VALUES;
 
 use crate::gguf::value::Value;

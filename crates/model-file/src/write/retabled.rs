@@ -1,25 +1,26 @@
 //! A model whose token table and output head are stored anew in fewer bits, each in a mapped file of its own, so
 //! that nothing but its pages is in memory.
 
-use crate::{Access, Mapped, WriteError};
-use bytes::Bytes;
+use super::file::Target;
+use crate::{Mapped, WriteError};
 use secateur_model::{ModelConfig, WeightError, WeightId, WeightRole, WeightSource};
 use secateur_tensor::blocks::quantize;
 use secateur_tensor::{DType, WeightMatrix};
-use std::fs::File;
-use std::io::{BufWriter, Write};
-use std::path::{Path, PathBuf};
+use std::io;
+use std::path::Path;
 use std::sync::Arc;
 
 /// Rows that are rounded at once.
 const ROWS_AT_ONCE: usize = 512;
+/// How the names of table files begin.
+const PREFIX: &str = "table-";
 
 /// Rounds rows `[n, n_cols]` of the output head (or of the table that is both) to a dtype.
 pub type RoundHead<'a> =
     dyn FnMut(Vec<f32>, DType) -> Result<Vec<u8>, Box<dyn std::error::Error + Send + Sync>> + 'a;
 
 const TABLES: [(WeightRole, &str); 2] =
-    [(WeightRole::EmbedTokens, "table-embed_tokens.bin"), (WeightRole::LmHead, "table-lm_head.bin")];
+    [(WeightRole::EmbedTokens, "embed_tokens"), (WeightRole::LmHead, "lm_head")];
 
 /// Weights of a base with other tables. See the module.
 pub struct RetabledSource {
@@ -28,13 +29,17 @@ pub struct RetabledSource {
 }
 
 impl RetabledSource {
-    /// Stores the tables of `base` that become smaller as `dtype` in files of `dir`; a file that is there already,
-    /// of the right size, is taken as it is: files appear whole. `round_head` is only called when one is made.
+    /// Stores the tables of `base` that become smaller as `dtype` in files of `dir`.
+    ///
+    /// `key` names what the tables depend on (base, dtype, whatever `round_head` knows): a file of the same key is
+    /// taken as it is, since files appear whole. `round_head` is only called when one is made.
     /// # Errors
-    /// [`WriteError::Io`], also with what `round_head` failed with, [`WriteError::Dtype`] for a dtype that cannot be written, [`WriteError::Weight`].
+    /// [`WriteError::Io`], also with what `round_head` failed with, [`WriteError::DiskFull`], [`WriteError::Dtype`]
+    /// for a dtype that cannot be written, [`WriteError::Weight`].
     pub fn create(
         base: Arc<dyn WeightSource>,
         dir: &Path,
+        key: &str,
         dtype: DType,
         round_head: &mut RoundHead<'_>,
     ) -> Result<Self, WriteError> {
@@ -43,28 +48,37 @@ impl RetabledSource {
         for (role, name) in TABLES {
             let id = WeightId::global(role);
             let Some(matrix) = base.weight(id)? else { continue };
-            let Some(row_bytes) =
-                dtype.row_bytes(matrix.n_cols()).filter(|&bytes| bytes < matrix.row_bytes())
-            else {
-                continue;
-            };
-            let path = dir.join(name);
-            let io = |source| WriteError::Io { action: "map", path: path.clone(), source };
+            let smaller = |&bytes: &usize| bytes < matrix.row_bytes();
+            let Some(row_bytes) = dtype.row_bytes(matrix.n_cols()).filter(smaller) else { continue };
+            let path = dir.join(format!("{PREFIX}{name}-{key}.bin"));
+            let broken = |source: io::Error| WriteError::Io { action: "map", path: path.clone(), source };
             let len = (row_bytes * matrix.n_rows()) as u64;
-            let is_there = std::fs::metadata(&path).is_ok_and(|metadata| metadata.len() == len);
-            if !is_there {
+            if !std::fs::metadata(&path).is_ok_and(|metadata| metadata.len() == len) {
                 let is_head = role == WeightRole::LmHead || is_tied;
                 store(&path, &matrix, dtype, is_head.then_some(&mut *round_head))?;
                 base.give_back(id);
             }
-            let mapped = Mapped::open(&path).map_err(|error| io(std::io::Error::other(error)))?;
-            mapped.advise(0..mapped.bytes().len(), Access::Normal);
-            let bytes: Bytes = mapped.bytes().clone();
-            let stored = WeightMatrix::new(dtype, matrix.n_rows(), matrix.n_cols(), bytes)
-                .map_err(|error| io(std::io::Error::other(error)))?;
+            let mapped = Mapped::open(&path).map_err(|error| broken(io::Error::other(error)))?;
+            let stored = WeightMatrix::new(dtype, matrix.n_rows(), matrix.n_cols(), mapped.bytes().clone())
+                .map_err(|error| broken(io::Error::other(error)))?;
             tables.push((role, mapped, stored));
         }
         Ok(Self { base, tables })
+    }
+
+    /// Removes the table files of `dir`, those a killed process left half-written among them. Mapped ones stay
+    /// readable.
+    /// # Errors
+    /// What the file system says.
+    pub fn remove_files(dir: &Path) -> io::Result<()> {
+        for entry in std::fs::read_dir(dir)? {
+            let entry = entry?;
+            let name = entry.file_name();
+            if name.to_string_lossy().trim_start_matches('.').starts_with(PREFIX) {
+                std::fs::remove_file(entry.path())?;
+            }
+        }
+        Ok(())
     }
 
     fn table(&self, id: WeightId) -> Option<&(WeightRole, Mapped, WeightMatrix)> {
@@ -72,18 +86,16 @@ impl RetabledSource {
     }
 }
 
-/// Writes `matrix` as `dtype` under a temporary name, syncs and renames.
+/// Writes `matrix` as `dtype`.
 fn store(
     path: &Path,
     matrix: &WeightMatrix,
     dtype: DType,
     mut round: Option<&mut RoundHead<'_>>,
 ) -> Result<(), WriteError> {
-    let io = |source| WriteError::Io { action: "write", path: path.to_owned(), source };
     let n_cols = matrix.n_cols();
     let row_bytes = dtype.row_bytes(n_cols).ok_or(WriteError::Dtype(dtype))?;
-    let staged: PathBuf = path.with_extension("part");
-    let mut file = BufWriter::new(File::create(&staged).map_err(io)?);
+    let mut target = Target::create(path, (row_bytes * matrix.n_rows()) as u64)?;
     for first in (0..matrix.n_rows()).step_by(ROWS_AT_ONCE) {
         let n_rows = ROWS_AT_ONCE.min(matrix.n_rows() - first);
         let mut values = vec![0.0; n_rows * n_cols];
@@ -91,7 +103,9 @@ fn store(
             matrix.dequantize_row(first + at, row);
         }
         let bytes = match &mut round {
-            Some(round) => round(values, dtype).map_err(|error| io(std::io::Error::other(error)))?,
+            Some(round) => {
+                round(values, dtype).map_err(|error| target.io("round", io::Error::other(error)))?
+            }
             None => {
                 let mut bytes = vec![0; n_rows * row_bytes];
                 for (row, out) in values.chunks_exact(n_cols).zip(bytes.chunks_exact_mut(row_bytes)) {
@@ -100,11 +114,9 @@ fn store(
                 bytes
             }
         };
-        file.write_all(&bytes).map_err(io)?;
+        target.put(&bytes)?;
     }
-    let file = file.into_inner().map_err(|error| io(error.into_error()))?;
-    file.sync_all().map_err(io)?;
-    std::fs::rename(&staged, path).map_err(io)
+    target.commit_checked(|_| Ok(())).map(drop)
 }
 
 impl WeightSource for RetabledSource {
@@ -123,13 +135,6 @@ impl WeightSource for RetabledSource {
         match self.table(id) {
             Some((_, mapped, _)) => mapped.give_back(0..mapped.bytes().len()),
             None => self.base.give_back(id),
-        }
-    }
-
-    fn give_back_rows(&self, id: WeightId, n_rows: usize) {
-        match self.table(id) {
-            Some((_, mapped, matrix)) => mapped.give_back(0..n_rows.saturating_mul(matrix.row_bytes())),
-            None => self.base.give_back_rows(id, n_rows),
         }
     }
 }
