@@ -4,12 +4,12 @@ use crate::calibration::WINDOW_LEN;
 use crate::comp::LayerImportance;
 use crate::error::PruneError;
 use crate::job::{Job, Stage};
-use crate::layer_pass::{LayerDecision, advance, numeric};
+use crate::layer_pass::{LayerDecision, advance_layer, numeric};
 use crate::measure::Decisions;
 use crate::methods::DepthMethod;
 use crate::pipeline::measured_share;
 use crate::streams::Side;
-use secateur_engine::{Head, LayerRunner, Sublayer};
+use secateur_engine::{Head, LayerRunner};
 use secateur_model::LayerIdx;
 use std::time::Instant;
 
@@ -63,8 +63,7 @@ fn influence(job: &mut Job<'_>) -> Result<Vec<f64>, PruneError> {
             job.check_cancel()?;
             let runner = LayerRunner::new(source.as_ref(), layer_idx, job.pool.clone())?;
             let before = rows.clone();
-            advance(job, &runner, Sublayer::Attn, &mut rows)?;
-            advance(job, &runner, Sublayer::Mlp, &mut rows)?;
+            advance_layer(job, &runner, &mut rows)?;
             sum.add_window(&before, &rows, hidden_size).map_err(|error| numeric(layer_idx, &error))?;
             source.give_back_layer(layer_idx);
         }
@@ -146,8 +145,7 @@ fn run_layer(
     let len = rows.len() / n_windows;
     for rows in rows.chunks_exact_mut(len) {
         job.check_cancel()?;
-        advance(job, &runner, Sublayer::Attn, rows)?;
-        advance(job, &runner, Sublayer::Mlp, rows)?;
+        advance_layer(job, &runner, rows)?;
     }
     source.give_back_layer(layer_idx);
     Ok(())

@@ -164,6 +164,32 @@ pub struct PruneReport {
     pub notes: Vec<String>,
 }
 
+impl PruneReport {
+    /// The report on a model of `params` layer parameters that keeps all of them, and why.
+    #[must_use]
+    pub fn uncut(method: &str, seed: u64, params: u64, note: &str) -> Self {
+        Self {
+            method: method.to_owned(),
+            seed,
+            ratio_asked: 0.0,
+            ratio_reached: 0.0,
+            params_before: params,
+            params_after: params,
+            layers_removed: Vec::new(),
+            layers: Vec::new(),
+            calibration_tokens: 0,
+            held_out_tokens: 0,
+            held_out_loss_before: 0.0,
+            held_out_loss_after: 0.0,
+            seconds: BTreeMap::new(),
+            rates: BTreeMap::new(),
+            memory: None,
+            resumed: false,
+            notes: vec![note.to_owned()],
+        }
+    }
+}
+
 /// Report and result of a job.
 pub struct PruneOutcome {
     /// What was done.

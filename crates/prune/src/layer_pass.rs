@@ -246,6 +246,12 @@ pub(crate) fn advance(
     Ok(())
 }
 
+/// Runs a whole layer in place, as [`advance`] runs its halves.
+pub(crate) fn advance_layer(job: &Job<'_>, runner: &LayerRunner, rows: &mut [f32]) -> Result<(), PruneError> {
+    advance(job, runner, Sublayer::Attn, rows)?;
+    advance(job, runner, Sublayer::Mlp, rows)
+}
+
 /// Adds one window to the statistics. `mid`: hidden states before the MLP; the target is what the MLP would
 /// have to add to reach `teacher_next`.
 pub(crate) fn collect(
@@ -396,8 +402,7 @@ fn second_pass(
         job.check_cancel()?;
         if let Some(runner) = &teacher_runner {
             job.streams.read(Side::Teacher, layer_idx, window_idx, &mut teacher)?;
-            advance(job, runner, Sublayer::Attn, &mut teacher)?;
-            advance(job, runner, Sublayer::Mlp, &mut teacher)?;
+            advance_layer(job, runner, &mut teacher)?;
             job.streams.write(Side::Teacher, layer_idx + 1, window_idx, &teacher)?;
             job.streams.read(Side::Student, layer_idx, window_idx, &mut rows)?;
         } else {

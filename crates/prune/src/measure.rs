@@ -10,7 +10,9 @@ use crate::comp::LayerImportance;
 use crate::depth_pass::decide_depth;
 use crate::error::PruneError;
 use crate::job::{Job, Stage};
-use crate::layer_pass::{LayerDecision, advance, collect, down_rows, fit_problem, numeric, settle_sums};
+use crate::layer_pass::{
+    LayerDecision, advance, advance_layer, collect, down_rows, fit_problem, numeric, settle_sums,
+};
 use crate::methods::NEURON_STEP;
 use crate::pipeline::measured_share;
 use crate::refit::refit;
@@ -322,8 +324,7 @@ impl Sweep {
             job.check_cancel()?;
             let slot = self.copy_slot(copy);
             self.read(job, slot)?;
-            advance(job, &runner, Sublayer::Attn, &mut self.rows)?;
-            advance(job, &runner, Sublayer::Mlp, &mut self.rows)?;
+            advance_layer(job, &runner, &mut self.rows)?;
             self.write(job, slot, &self.rows)?;
         }
         let (importance, mut stats) = self.curve_windows(job, layer_idx, &runner)?;

@@ -67,25 +67,8 @@ pub fn prune(
 /// The outcome of a job that only stores the model in another way.
 fn nothing_to_cut(request: &PruneRequest) -> PruneOutcome {
     let params = request.source.config().all_layer_params();
-    let report = PruneReport {
-        method: request.method.clone(),
-        seed: request.seed,
-        ratio_asked: 0.0,
-        ratio_reached: 0.0,
-        params_before: params,
-        params_after: params,
-        layers_removed: Vec::new(),
-        layers: Vec::new(),
-        calibration_tokens: 0,
-        held_out_tokens: 0,
-        held_out_loss_before: 0.0,
-        held_out_loss_after: 0.0,
-        seconds: BTreeMap::new(),
-        rates: BTreeMap::new(),
-        memory: None,
-        resumed: false,
-        notes: vec!["nothing is cut, so nothing was measured".to_owned()],
-    };
+    let note = "nothing is cut, so nothing was measured";
+    let report = PruneReport::uncut(&request.method, request.seed, params, note);
     PruneOutcome { report, source: Arc::new(OverlaySource::new(request.source.clone())) }
 }
 

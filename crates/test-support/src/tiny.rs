@@ -190,17 +190,7 @@ impl TinyModel {
         gguf.push(key("rope.freq_base"), Meta::F32(self.rope_theta));
         gguf.push(key("rope.dimension_count"), size(self.head_dim));
         gguf.push(key("vocab_size"), size(self.vocab_size()));
-        let vocab = TinyVocab::default();
-        gguf.push("tokenizer.ggml.model", "gpt2");
-        gguf.push("tokenizer.ggml.pre", "smollm");
-        gguf.push("tokenizer.ggml.tokens", Meta::Strs(vocab.tokens));
-        gguf.push("tokenizer.ggml.token_type", Meta::I32s(vocab.token_types));
-        gguf.push("tokenizer.ggml.merges", Meta::Strs(vocab.merges));
-        gguf.push("tokenizer.ggml.bos_token_id", Meta::U32(vocab.bos_id));
-        gguf.push("tokenizer.ggml.eos_token_id", Meta::U32(vocab.eos_id));
-        gguf.push("tokenizer.ggml.unknown_token_id", Meta::U32(vocab.endoftext_id));
-        gguf.push("tokenizer.ggml.padding_token_id", Meta::U32(vocab.eos_id));
-        gguf.push("tokenizer.ggml.add_bos_token", Meta::Bool(false));
+        TinyVocab::default().put(gguf);
         gguf.push("tokenizer.ggml.add_space_prefix", Meta::Bool(false));
         gguf.push("tokenizer.chat_template", CHAT_TEMPLATE);
         gguf.push("general.quantization_version", Meta::U32(2));

@@ -1,5 +1,6 @@
 //! A byte-level BPE vocabulary that encodes any text, and where the reference model is.
 
+use crate::gguf::{Gguf, Meta};
 use std::path::PathBuf;
 
 /// ChatML, as small chat models use it.
@@ -31,6 +32,22 @@ pub struct TinyVocab {
     pub bos_id: u32,
     /// `<|im_end|>`: end of a sequence.
     pub eos_id: u32,
+}
+
+impl TinyVocab {
+    /// Writes the vocabulary as metadata of a model file.
+    pub fn put(self, gguf: &mut Gguf) {
+        gguf.push("tokenizer.ggml.model", "gpt2");
+        gguf.push("tokenizer.ggml.pre", "smollm");
+        gguf.push("tokenizer.ggml.tokens", Meta::Strs(self.tokens));
+        gguf.push("tokenizer.ggml.token_type", Meta::I32s(self.token_types));
+        gguf.push("tokenizer.ggml.merges", Meta::Strs(self.merges));
+        gguf.push("tokenizer.ggml.bos_token_id", Meta::U32(self.bos_id));
+        gguf.push("tokenizer.ggml.eos_token_id", Meta::U32(self.eos_id));
+        gguf.push("tokenizer.ggml.unknown_token_id", Meta::U32(self.endoftext_id));
+        gguf.push("tokenizer.ggml.padding_token_id", Meta::U32(self.eos_id));
+        gguf.push("tokenizer.ggml.add_bos_token", Meta::Bool(false));
+    }
 }
 
 impl Default for TinyVocab {

@@ -9,7 +9,7 @@ use crate::ops::run::RunOptions;
 use crate::pruning::{Prepared, PruneSettings, Run, run, work_dir_beside, write_error};
 use secateur_model::PlanAction;
 use secateur_model::WeightSource;
-use secateur_model_file::{ModelFile, WriteOptions, write_gguf};
+use secateur_model_file::{WriteOptions, write_gguf};
 use secateur_prune::{LayerReport, PruneReport};
 use serde::Serialize;
 use std::path::{Path, PathBuf};
@@ -207,38 +207,16 @@ fn copy_untouched(
     let options = WriteOptions::default();
     let written = write_gguf(&request.out, file.metadata(), file, &options)
         .map_err(|error| write_error(&request.out, error))?;
-    let report = untouched_report(file, prepared);
+    let (settings, params) = (&prepared.settings, file.config().all_layer_params());
+    let note = "the model fits as it is, so the result is the same model";
+    let report = PruneReport::uncut(&settings.method, settings.seed, params, note);
     let mut report = file_report(prepared, request, report, budget_bytes);
     report.output_digest = written.digest;
     report.output_architecture = written.architecture;
     report.bytes_after = written.bytes;
-    report.notes.push("the model fits as it is, so the result is the same model".to_owned());
     report.seconds_total = started.elapsed().as_secs_f64();
     report.rss_peak_bytes = resident_bytes().1;
     Ok(report)
-}
-
-fn untouched_report(file: &ModelFile, prepared: &Prepared) -> PruneReport {
-    let params = file.config().all_layer_params();
-    PruneReport {
-        method: prepared.settings.method.clone(),
-        seed: prepared.settings.seed,
-        ratio_asked: 0.0,
-        ratio_reached: 0.0,
-        params_before: params,
-        params_after: params,
-        layers_removed: Vec::new(),
-        layers: Vec::new(),
-        calibration_tokens: 0,
-        held_out_tokens: 0,
-        held_out_loss_before: 0.0,
-        held_out_loss_after: 0.0,
-        seconds: std::collections::BTreeMap::new(),
-        rates: std::collections::BTreeMap::new(),
-        memory: None,
-        resumed: false,
-        notes: Vec::new(),
-    }
 }
 
 fn file_report(
