@@ -311,15 +311,19 @@ async fn a_failed_job_leaves_the_service_answering() {
 
 #[tokio::test]
 async fn a_model_that_does_not_fit_is_not_activated_and_the_old_one_goes_on() {
-    // Deep enough that pruning, which holds one layer at a time, needs less than serving.
+    // So deep and with so long a cache that pruning, which holds one layer at a time and no cache, needs far less
+    // than serving, whatever this process takes before it begins.
+    const CONTEXT_LEN: u32 = 16_384;
     let tiny = tiny();
-    let deep = TinyModel { layers: vec![tiny.layers[0]; 48], ..tiny };
+    let deep = TinyModel { layers: vec![tiny.layers[0]; 48], context_length: CONTEXT_LEN, ..tiny };
     let file = tempfile::tempdir().unwrap();
-    let plan = secateur_service::ops::plan(&deep.write_to(file.path()), "512MiB", &PlanSettings::default());
+    let settings = PlanSettings { context_len: Some(CONTEXT_LEN as usize), ..PlanSettings::default() };
+    let plan = secateur_service::ops::plan(&deep.write_to(file.path()), "512MiB", &settings);
     // Enough for the pruned model, not for the base.
     let budget = plan.unwrap().plan.base_footprint.total_bytes - 100_000;
     let running = start_with(&deep, |options| {
         options.memory_budget = budget.to_string();
+        options.prune.plan = settings.clone();
         options.prune.calibration.tokens = Some(1024);
     })
     .await;
