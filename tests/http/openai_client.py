@@ -11,6 +11,7 @@ import math
 import sys
 import time
 import traceback
+import typing
 import urllib.error
 import urllib.request
 
@@ -171,10 +172,10 @@ def content_parts_are_text(client, model):
 
 @check
 def what_is_not_supported_is_refused_by_name(client, model):
-    tool = {"type": "function", "function": {"name": "f", "parameters": {"type": "object", "properties": {}}}}
     for param, settings in [
-        ("tools", {"tools": [tool]}),
-        ("response_format", {"response_format": {"type": "json_object"}}),
+        ("tools[0].type", {"tools": [{"type": "custom", "custom": {"name": "f"}}]}),
+        ("modalities", {"modalities": ["text", "audio"]}),
+        ("reasoning_effort", {"reasoning_effort": "high"}),
         ("temperature", {"temperature": 5}),
         ("n", {"n": 1000}),
         ("top_logprobs", {"top_logprobs": 2}),
@@ -186,6 +187,111 @@ def what_is_not_supported_is_refused_by_name(client, model):
             param,
         )
     refused(lambda: client.chat.completions.create(model="no-such", messages=QUESTION), openai.NotFoundError, "model")
+
+
+SCHEMA = {
+    "type": "object",
+    "properties": {"fruit": {"type": "string", "maxLength": 12}, "ripe": {"type": "boolean"}, "pieces": {"type": "integer", "minimum": 0, "maximum": 9}},
+    "required": ["fruit", "ripe", "pieces"],
+    "additionalProperties": False,
+}
+TOOL = {
+    "type": "function",
+    "function": {
+        "name": "get_weather",
+        "description": "The weather of a town.",
+        "parameters": {"type": "object", "properties": {"town": {"type": "string", "maxLength": 12}}, "required": ["town"], "additionalProperties": False},
+    },
+}
+
+
+@check
+def json_is_json(client, model):
+    settings = dict(model=model, messages=QUESTION, max_tokens=200, temperature=0)
+    format = {"type": "json_schema", "json_schema": {"name": "fruit", "schema": SCHEMA, "strict": True}}
+    for stream in (False, True):
+        answer = client.chat.completions.create(**settings, response_format=format, stream=stream)
+        text = text_of(list(answer)) if stream else answer.choices[0].message.content
+        value = json.loads(text)
+        assert set(value) == {"fruit", "ripe", "pieces"} and isinstance(value["ripe"], bool) and 0 <= value["pieces"] <= 9, value
+    answer = client.chat.completions.create(**settings, response_format={"type": "json_object"})
+    choice = answer.choices[0]
+    assert choice.finish_reason == "length" or isinstance(json.loads(choice.message.content), dict), choice
+    assert choice.message.content.startswith("{"), choice
+    answer = client.chat.completions.create(**settings, extra_body={"grammar": {"regex": "(yes|no), [0-9]{2}"}})
+    assert answer.choices[0].message.content in [f"{word}, {n:02}" for word in ("yes", "no") for n in range(100)], answer
+    wrong = {"type": "json_schema", "json_schema": {"name": "x", "schema": {"type": "no such type"}}}
+    refused(lambda: client.chat.completions.create(**settings, response_format=wrong), openai.BadRequestError, "response_format")
+
+
+@check
+def parsed_answers_of_the_client_work(client, model):
+    import pydantic
+
+    class Fruit(pydantic.BaseModel):
+        name: typing.Annotated[str, pydantic.Field(max_length=12)]
+        ripe: bool
+
+    answer = client.chat.completions.parse(model=model, messages=QUESTION, max_tokens=100, temperature=0, response_format=Fruit)
+    assert isinstance(answer.choices[0].message.parsed, Fruit), answer
+
+
+@check
+def tools_are_called_and_answered(client, model):
+    messages = [{"role": "user", "content": "How is the weather in Oslo?"}]
+    settings = dict(model=model, max_tokens=100, temperature=0, tools=[TOOL])
+    for choice in ("required", {"type": "function", "function": {"name": "get_weather"}}):
+        answer = client.chat.completions.create(**settings, messages=messages, tool_choice=choice)
+        message = answer.choices[0].message
+        assert answer.choices[0].finish_reason == "tool_calls" and message.content is None, answer
+        call = message.tool_calls[0]
+        assert call.type == "function" and call.id and call.function.name == "get_weather", call
+        assert set(json.loads(call.function.arguments)) == {"town"}, call
+    chunks = list(client.chat.completions.create(**settings, messages=messages, tool_choice="required", stream=True))
+    calls = [chunk.choices[0].delta.tool_calls[0] for chunk in chunks if chunk.choices and chunk.choices[0].delta.tool_calls]
+    assert len(calls) == 1 and json.loads(calls[0].function.arguments) and calls[0].function.name == "get_weather", calls
+    assert chunks[-1].choices[0].finish_reason == "tool_calls", chunks[-1]
+    # The call and its result go back.
+    messages += [message.model_dump(exclude_none=True), {"role": "tool", "tool_call_id": call.id, "content": "Rain, 7 degrees."}]
+    answer = client.chat.completions.create(model=model, messages=messages, max_tokens=20, temperature=0, tools=[TOOL], tool_choice="none")
+    assert answer.choices[0].message.content and not answer.choices[0].message.tool_calls, answer
+    # Left to itself, the model may call or speak; either must have its form.
+    answer = client.chat.completions.create(**settings, messages=messages[:1])
+    choice = answer.choices[0]
+    assert bool(choice.message.tool_calls) == (choice.finish_reason == "tool_calls"), choice
+
+
+@check
+def the_template_can_be_looked_at(client, model):
+    origin = str(client.base_url).rstrip("/").removesuffix("/v1")
+    prompt = post(client, f"{origin}/apply-template", {"messages": QUESTION})["prompt"]
+    assert "Name a fruit." in prompt, prompt
+    assert "get_weather" in post(client, f"{origin}/apply-template", {"messages": QUESTION, "tools": [TOOL]})["prompt"]
+
+
+@check
+def streams_share_the_model(client, model):
+    long = client.chat.completions.create(model=model, messages=[{"role": "user", "content": "Tell a long story."}], max_tokens=300, stream=True)
+    next(iter(long))
+    started = time.monotonic()
+    client.chat.completions.create(model=model, messages=QUESTION, max_tokens=2)
+    seconds = time.monotonic() - started
+    rest = sum(1 for _ in long)
+    assert rest > 5, f"the long answer was over before the short one ({seconds:.1f} s)"
+
+
+@check
+def penalties_are_honoured(client, model):
+    settings = dict(model=model, prompt="la la la la la la", max_tokens=20, temperature=0)
+    plain = client.completions.create(**settings).choices[0].text
+    other = client.completions.create(**settings, frequency_penalty=2, presence_penalty=2).choices[0].text
+    assert plain != other, plain
+
+
+@check
+def the_model_goes_by_default(client, model):
+    answer = client.chat.completions.create(model="default", messages=QUESTION, max_tokens=1)
+    assert answer.model == model, answer
 
 
 @check

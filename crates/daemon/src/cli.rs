@@ -31,7 +31,7 @@ pub(crate) struct LogArgs {
     #[arg(long, global = true, value_name = "FILTER")]
     #[serde(skip_serializing_if = "Option::is_none")]
     log: Option<String>,
-    /// Form of the log on stderr: text or json.
+    /// Form of the log: text or json on stderr, journald, or auto (journald under systemd, else text).
     #[arg(long, global = true, value_name = "FORM")]
     #[serde(skip_serializing_if = "Option::is_none")]
     log_format: Option<String>,
@@ -129,6 +129,18 @@ pub(crate) struct ListenArgs {
     #[arg(long = "allowed-host", value_name = "NAME")]
     #[serde(rename = "allowed_hosts", skip_serializing_if = "Vec::is_empty")]
     allowed_host: Vec<String>,
+    /// Origin of a page that may ask from a browser, such as `https://app.example`; may be given several times.
+    #[arg(long = "cors-origin", value_name = "ORIGIN")]
+    #[serde(rename = "cors_origins", skip_serializing_if = "Vec::is_empty")]
+    cors_origin: Vec<String>,
+    /// Listen on this UNIX socket too; whoever may open it needs no key.
+    #[arg(long, value_name = "PATH")]
+    #[serde(skip_serializing_if = "Option::is_none")]
+    socket: Option<PathBuf>,
+    /// Confine the process to its folders with landlock, where the kernel has it: true or false.
+    #[arg(long, value_name = "BOOL")]
+    #[serde(skip_serializing_if = "Option::is_none")]
+    confine: Option<bool>,
     /// File of API keys, one a line; `user:KEY` may only ask, `admin:KEY` or `KEY` may do everything.
     #[arg(long, value_name = "FILE")]
     #[serde(skip_serializing_if = "Option::is_none")]
@@ -137,6 +149,10 @@ pub(crate) struct ListenArgs {
     #[arg(long, value_name = "N")]
     #[serde(skip_serializing_if = "Option::is_none")]
     queue_len: Option<usize>,
+    /// Requests at work at the same time; they take turns.
+    #[arg(long, value_name = "N")]
+    #[serde(skip_serializing_if = "Option::is_none")]
+    parallel: Option<usize>,
     /// Seconds that requests at work get to finish at the end.
     #[arg(long, value_name = "SECONDS")]
     #[serde(skip_serializing_if = "Option::is_none")]
@@ -216,6 +232,8 @@ pub(crate) enum Command {
     Config(ConfigCommand),
     /// Print completions for a shell.
     Completions(CompletionsCommand),
+    /// Print the manual page, or write one for every command.
+    Man(ManCommand),
 }
 
 #[derive(Debug, Args)]
@@ -460,6 +478,13 @@ pub(crate) struct CompletionsCommand {
     pub(crate) shell: clap_complete::Shell,
 }
 
+#[derive(Debug, Args)]
+pub(crate) struct ManCommand {
+    /// Folder to write the pages to, one for each command.
+    #[arg(long, value_name = "DIR")]
+    pub(crate) out: Option<PathBuf>,
+}
+
 impl Command {
     /// The flags that are settings.
     pub(crate) fn layers(&self) -> ArgLayers {
@@ -475,7 +500,7 @@ impl Command {
             Self::Doctor(c) => vec![layer(&c.run), layer(&c.state), layer(&c.listen)],
             Self::Models(c) => vec![layer(&c.state)],
             Self::Config(ConfigCommand { command: ConfigAction::Show { args, .. } }) => args.layers(),
-            Self::Completions(_) => Vec::new(),
+            Self::Completions(_) | Self::Man(_) => Vec::new(),
         }
     }
 }

@@ -13,11 +13,11 @@ const MAX_FILE_BYTES: u64 = 1 << 20;
 /// Reads keys, one a line: `user:KEY` may ask, `admin:KEY` and `KEY` may do everything. Empty lines and lines that
 /// begin with `#` are left out.
 /// # Errors
-/// [`Failure`] when the file cannot be read, is readable by others, or holds no usable key.
+/// [`Failure`] when the file cannot be read, is open to others, or holds no usable key.
 pub(crate) fn read_keys(path: &Path) -> Result<ApiKeys, Failure> {
     let wrong = |message: String| Failure::new(CONFIG, "config", format!("{}: {message}", path.display()));
     let metadata = std::fs::metadata(path).map_err(|error| wrong(error.to_string()))?;
-    if metadata.permissions().mode() & 0o077 != 0 {
+    if metadata.permissions().mode() & 0o027 != 0 {
         return Err(wrong("other users may read the keys; run `chmod 600` on the file".to_owned()));
     }
     if MAX_FILE_BYTES < metadata.len() {
@@ -29,6 +29,16 @@ pub(crate) fn read_keys(path: &Path) -> Result<ApiKeys, Failure> {
         return Err(wrong("holds no key".to_owned()));
     }
     Ok(keys)
+}
+
+/// Reads a file that may hold no key, as the package installs it.
+/// # Errors
+/// As [`read_keys`], but for that.
+pub(crate) fn read_credential(path: &Path) -> Result<ApiKeys, Failure> {
+    let text = std::fs::read_to_string(path)
+        .map_err(|error| Failure::new(CONFIG, "config", format!("{}: {error}", path.display())))?;
+    parse_keys(&text)
+        .map_err(|message| Failure::new(CONFIG, "config", format!("{}: {message}", path.display())))
 }
 
 fn parse_keys(text: &str) -> Result<ApiKeys, String> {

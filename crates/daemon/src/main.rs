@@ -6,6 +6,7 @@
 
 mod cli;
 mod commands;
+mod confine;
 mod failure;
 mod keys;
 mod logging;
@@ -41,19 +42,16 @@ fn main() -> ExitCode {
 }
 
 fn run(cli: Cli) -> Result<ExitCode, Failure> {
-    let layers = Layers::read(cli.config.as_deref())?.with(&cli.log);
+    let read = |cli: &Cli| Ok::<_, Failure>(Layers::read(cli.config.as_deref())?.with(&cli.log));
     let json = cli.json;
-    match cli.command {
-        Command::Serve(args) => {
-            let settings = layers.with_all(&args.layers()).settings()?;
-            logging::start(&settings, "info")?;
-            serve::serve(&settings, json)
-        }
-        command => {
-            let layers = layers.with_all(&command.layers());
-            let settings = layers.settings()?;
-            logging::start(&settings, "warn")?;
-            commands::run(command, &settings, &layers, json)
-        }
+    if let Command::Serve(args) = &cli.command {
+        let again = || read(&cli)?.with_all(&args.layers()).settings();
+        let settings = again()?;
+        logging::start(&settings, "info")?;
+        return serve::serve(&settings, &again, json);
     }
+    let layers = read(&cli)?.with_all(&cli.command.layers());
+    let settings = layers.settings()?;
+    logging::start(&settings, "warn")?;
+    commands::run(cli.command, &settings, &layers, json)
 }

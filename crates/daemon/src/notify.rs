@@ -43,6 +43,14 @@ pub(crate) async fn follow_status(handle: ServiceHandle) {
     }
 }
 
+/// Tells that the configuration is being read again; [`NotifyState::Ready`] tells the end.
+pub(crate) fn reloading() {
+    match NotifyState::monotonic_usec_now() {
+        Ok(now) => send(&[NotifyState::Reloading, now]),
+        Err(error) => tracing::warn!(%error, "the clock could not be read"),
+    }
+}
+
 /// Feeds the watchdog while the runtime runs this task and the compute thread moves.
 pub(crate) async fn feed_watchdog(handle: ServiceHandle) {
     let Some(timeout) = sd_notify::watchdog_enabled() else { return };

@@ -5,7 +5,8 @@ use crate::failure::{CONFIG, Failure, NO_INPUT};
 use figment::providers::{Env, Format, Serialized, Toml};
 use figment::{Figment, Metadata, Source};
 use secateur_service::{
-    Calibration, CalibrationText, DEFAULT_METHOD, DEFAULT_QUEUE_LEN, PlanSettings, PruneSettings,
+    Calibration, CalibrationText, DEFAULT_METHOD, DEFAULT_PARALLEL, DEFAULT_QUEUE_LEN, PlanSettings,
+    PruneSettings,
 };
 use serde::{Deserialize, Deserializer, Serialize};
 use std::path::{Path, PathBuf};
@@ -30,9 +31,14 @@ pub(crate) struct Settings {
     pub(crate) port: u16,
     #[serde(deserialize_with = "list_or_text")]
     pub(crate) allowed_hosts: Vec<String>,
+    #[serde(deserialize_with = "list_or_text")]
+    pub(crate) cors_origins: Vec<String>,
     pub(crate) api_key_file: Option<PathBuf>,
+    pub(crate) socket: Option<PathBuf>,
+    pub(crate) confine: bool,
     pub(crate) state_dir: PathBuf,
     pub(crate) queue_len: usize,
+    pub(crate) parallel: usize,
     pub(crate) drain_s: u64,
     pub(crate) method: String,
     pub(crate) policy: String,
@@ -57,10 +63,14 @@ impl Default for Settings {
             host: "127.0.0.1".into(),
             port: 8712,
             allowed_hosts: Vec::new(),
+            cors_origins: Vec::new(),
             api_key_file: None,
+            socket: None,
+            confine: true,
             state_dir: default_state_dir(),
             queue_len: DEFAULT_QUEUE_LEN,
-            drain_s: 10,
+            parallel: DEFAULT_PARALLEL,
+            drain_s: 3,
             method: DEFAULT_METHOD.into(),
             policy: "quality".into(),
             dtype: "keep".into(),
@@ -69,12 +79,26 @@ impl Default for Settings {
             calibration: None,
             calibration_tokens: None,
             log: None,
-            log_format: "text".into(),
+            log_format: "auto".into(),
         }
     }
 }
 
 impl Settings {
+    /// The credential `api-key` that systemd hands over, if there is one.
+    pub(crate) fn credential() -> Option<PathBuf> {
+        Some(env_path("CREDENTIALS_DIRECTORY")?.join("api-key")).filter(|path| path.is_file())
+    }
+
+    /// The settings that a running service takes over; the names of others that differ.
+    pub(crate) fn changes_that_need_a_restart(&self, other: &Self) -> Vec<String> {
+        const LIVE: [&str; 5] = ["allowed_hosts", "cors_origins", "api_key_file", "log", "log_format"];
+        let values = |settings: &Self| serde_json::to_value(settings).expect("settings are plain values");
+        let (old, new) = (values(self), values(other));
+        let names = setting_names().into_iter().filter(|name| !LIVE.contains(&name.as_str()));
+        names.filter(|name| old[name] != new[name]).collect()
+    }
+
     /// How to prune, with the ratio of the command.
     pub(crate) fn prune(&self, ratio: Option<f64>) -> PruneSettings {
         let text = self.calibration.clone().map_or(CalibrationText::Default, CalibrationText::File);

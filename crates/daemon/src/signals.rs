@@ -57,3 +57,8 @@ impl Signals {
         }
     }
 }
+
+/// SIGHUP: read the configuration again.
+pub(crate) fn hangup() -> std::io::Result<tokio::signal::unix::Signal> {
+    signal(SignalKind::hangup())
+}

@@ -108,13 +108,13 @@ impl<D: TextDecoder> Generation<D> {
     /// Places the cache must have for the next step over `sequence`.
     #[must_use]
     pub fn places_needed<M: TokenModel>(&self, sequence: &Sequence<M>) -> usize {
-        let kept = if self.started.is_none() { 0 } else { sequence.tokens().len() };
+        let kept = sequence.common_prefix(&self.tokens);
         self.tokens.len().min(kept + PREFILL_STEP)
     }
 
     /// Moves on by a piece of the prompt or one token of the answer.
     ///
-    /// `sequence` holds the beginning of these tokens, or, at the first step, anything. `cancelled` is asked at least
+    /// `sequence` may hold anything: what is not the beginning of these tokens is forgotten. `cancelled` is asked at least
     /// once; `on_event` gets text as soon as it is certain. After the end or an error there is no other step.
     /// # Errors
     /// What the model, the grammar or the decoder says. Text reported before an error stands.
@@ -147,14 +147,15 @@ impl<D: TextDecoder> Generation<D> {
         if cancelled() {
             return Ok(Some((FinishReason::Cancelled, None)));
         }
+        // Nothing is forgotten while the sequence stays the same; another one may hold anything.
+        let at = sequence.keep_common_prefix(&self.tokens);
         let started = match self.started {
             Some(started) => started,
             None => {
-                self.progress.usage.cached_tokens = sequence.keep_common_prefix(&self.tokens);
+                self.progress.usage.cached_tokens = at;
                 *self.started.insert(Instant::now())
             }
         };
-        let at = sequence.tokens().len();
         let to = self.tokens.len().min(at + PREFILL_STEP);
         let logits = sequence.extend(&self.tokens[at..to], cancelled)?;
         if to < self.tokens.len() {

@@ -138,7 +138,11 @@ fn interleaved(engine: &Engine, requests: &[GenerateRequest], lost_after: usize)
             *is_over = matches!(step.unwrap(), Step::Finished(_));
         }
         if let (true, Some(last)) = (round == lost_after, running.last_mut()) {
-            last.1 = Sequence::new(session(engine));
+            // What comes in its place holds another answer, longer than this one.
+            let mut other = Sequence::new(session(engine));
+            let prompt = vec![3, 1, 4, 1, 5, 9, 2, 6, 5, 3, 5, 8, 9, 7, 9, 3, 2, 3, 8, 4, 6, 2, 6, 4, 3, 3];
+            run(&mut other, &GenerateRequest { prompt, max_tokens: 9, ..GenerateRequest::default() });
+            last.1 = other;
         }
     }
     assert!(running.iter().all(|running| running.3), "all came to an end");

@@ -2,7 +2,7 @@
 
 use crate::backend::Backend;
 use crate::error::{ApiError, Dialect};
-use crate::guard::{self, ApiKeys, HostList};
+use crate::guard::{self, ApiKeys, Gate};
 use crate::metrics::HttpMetrics;
 use crate::{health, metrics, native, openai, page};
 use axum::Router;
@@ -13,20 +13,35 @@ use axum::routing::{get, post};
 use secateur_service::ServiceError;
 use secateur_service::api::SamplingParams;
 use std::any::Any;
-use std::sync::Arc;
+use std::sync::{Arc, PoisonError, RwLock};
 use std::time::{Duration, SystemTime, UNIX_EPOCH};
 use tokio::sync::{OwnedSemaphorePermit, Semaphore, watch};
 use tower_http::catch_panic::CatchPanicLayer;
+
+/// Who may ask: what can change while the server runs.
+#[derive(Clone, Debug, Default)]
+pub struct Access {
+    /// Host names to answer to, besides `localhost` and loopback addresses.
+    pub allowed_hosts: Vec<String>,
+    /// Origins of pages that may ask from a browser, exactly as browsers write them: `https://app.example:8443`.
+    pub cors_origins: Vec<String>,
+    /// Keys that clients must show.
+    pub keys: ApiKeys,
+}
 
 /// Settings of the HTTP side.
 #[derive(Clone, Debug)]
 pub struct HttpOptions {
     /// Host names to answer to, besides `localhost` and loopback addresses.
     pub allowed_hosts: Vec<String>,
+    /// Origins of pages that may ask from a browser.
+    pub cors_origins: Vec<String>,
     /// Keys that clients must show.
     pub keys: ApiKeys,
     /// Longest body of a request.
     pub max_body_bytes: usize,
+    /// Bytes of bodies that are read at the same time; more wait.
+    pub max_bodies_bytes: usize,
     /// Time a body may take to arrive.
     pub body_timeout: Duration,
     /// Time the head of a request may take to arrive, and a connection may idle.
@@ -43,14 +58,24 @@ impl Default for HttpOptions {
     fn default() -> Self {
         Self {
             allowed_hosts: Vec::new(),
+            cors_origins: Vec::new(),
             keys: ApiKeys::default(),
             max_body_bytes: 1 << 20,
+            max_bodies_bytes: 4 << 20,
             body_timeout: Duration::from_secs(30),
             header_timeout: Duration::from_secs(30),
             max_requests: 64,
             max_connections: 256,
             ping_interval: Duration::from_secs(15),
         }
+    }
+}
+
+impl HttpOptions {
+    /// Who may ask at the beginning.
+    fn access(&self) -> Access {
+        let Self { allowed_hosts, cors_origins, keys, .. } = self.clone();
+        Access { allowed_hosts, cors_origins, keys }
     }
 }
 
@@ -68,7 +93,9 @@ pub(crate) enum Phase {
 /// What all requests share.
 pub(crate) struct Shared {
     pub(crate) options: HttpOptions,
-    pub(crate) hosts: HostList,
+    access: RwLock<Arc<Gate>>,
+    /// One permit for each KiB of bodies.
+    pub(crate) bodies: Arc<Semaphore>,
     pub(crate) metrics: HttpMetrics,
     /// Differs between processes: the front of made-up ids.
     pub(crate) process_id: u64,
@@ -77,6 +104,11 @@ pub(crate) struct Shared {
 }
 
 impl Shared {
+    /// Who may ask at the moment.
+    pub(crate) fn gate(&self) -> Arc<Gate> {
+        self.access.read().unwrap_or_else(PoisonError::into_inner).clone()
+    }
+
     /// Takes one of the places for requests, held until the permit drops.
     /// # Errors
     /// [`ApiError::Busy`] when all are taken.
@@ -143,7 +175,8 @@ impl App {
     #[must_use]
     pub fn new<B: Backend>(backend: B, options: HttpOptions) -> Self {
         let shared = Arc::new(Shared {
-            hosts: HostList::new(&options.allowed_hosts),
+            access: RwLock::new(Arc::new(Gate::new(&options.access()))),
+            bodies: Arc::new(Semaphore::new((options.max_bodies_bytes.max(options.max_body_bytes)) >> 10)),
             metrics: HttpMetrics::default(),
             process_id: SamplingParams::random_seed(),
             requests: Arc::new(Semaphore::new(options.max_requests)),
@@ -161,9 +194,34 @@ impl App {
         Self { router, shared }
     }
 
+    /// The way to change who may ask while the server runs.
+    #[must_use]
+    pub fn access_control(&self) -> AccessControl {
+        AccessControl { shared: self.shared.clone() }
+    }
+
     /// The routes as a service, for embedding and tests.
     pub fn router(&self) -> Router {
         self.router.clone()
+    }
+}
+
+/// Changes who may ask.
+#[derive(Clone)]
+pub struct AccessControl {
+    shared: Arc<Shared>,
+}
+
+impl std::fmt::Debug for AccessControl {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        f.debug_struct("AccessControl").finish_non_exhaustive()
+    }
+}
+
+impl AccessControl {
+    /// Takes the place of what was set before; requests at work are not asked again.
+    pub fn set(&self, access: &Access) {
+        *self.shared.access.write().unwrap_or_else(PoisonError::into_inner) = Arc::new(Gate::new(access));
     }
 }
 
@@ -190,6 +248,11 @@ fn routes<B: Backend>() -> Router<AppState<B>> {
         .route("/api/v1/models/{id}/activate", post(native::activate_model::<B>));
     let about = Router::new()
         .route("/", get(page::page))
+        .route("/page.js", get(page::script))
+        .route("/page.css", get(page::style))
+        .route("/docs", get(page::docs))
+        .route("/docs.js", get(page::docs_script))
+        .route("/openapi.json", get(crate::openapi::openapi))
         .route("/livez", get(health::livez))
         .route("/readyz", get(health::readyz::<B>))
         .route("/health", get(health::health::<B>))

@@ -5,6 +5,7 @@ use secateur_service::api::{
     MemoryView, MetricsView, ModelView, PlanQuery, PlanView, Prompt, PruneQuery, Readiness, StatusView,
 };
 use secateur_service::{AddSpecial, EventStream, JobEvents, ServiceError, ServiceHandle};
+use serde_json::Value;
 use std::future::Future;
 
 /// Events that are waited for one by one. Dropping it tells the source that nobody listens.
@@ -28,7 +29,7 @@ impl Events<JobEvent> for JobEvents {
 /// The service behind the routes: [`ServiceHandle`], or a script in tests.
 ///
 /// Methods that are not `async` may take milliseconds; the routes call them from a blocking thread, except
-/// [`Self::readiness`], [`Self::status`], [`Self::metrics`], [`Self::job`], [`Self::jobs`] and [`Self::job_events`],
+/// [`Self::readiness`], [`Self::status`], [`Self::is_swapping`], [`Self::metrics`], [`Self::job`], [`Self::jobs`] and [`Self::job_events`],
 /// which only look.
 #[expect(missing_docs, reason = "the methods are those of ServiceHandle")]
 pub trait Backend: Clone + Send + Sync + 'static {
@@ -53,7 +54,10 @@ pub trait Backend: Clone + Send + Sync + 'static {
     fn embed(&self, prompt: &Prompt) -> impl Future<Output = Result<EmbeddingView, ServiceError>> + Send;
     fn tokenize(&self, text: &str, special: AddSpecial) -> Result<Vec<u32>, ServiceError>;
     fn detokenize(&self, tokens: &[u32]) -> Result<String, ServiceError>;
-    fn apply_template(&self, messages: &[ChatMessage]) -> Result<String, ServiceError>;
+    fn apply_template(&self, messages: &[ChatMessage], tools: Option<&Value>)
+    -> Result<String, ServiceError>;
+    fn is_swapping(&self) -> bool;
+    fn swapped(&self) -> impl Future<Output = ()> + Send;
     fn activate_model(&self, id: &str) -> impl Future<Output = Result<ModelView, ServiceError>> + Send;
     fn delete_model(&self, id: &str) -> Result<(), ServiceError>;
 }
@@ -126,8 +130,20 @@ impl Backend for ServiceHandle {
         ServiceHandle::detokenize(self, tokens)
     }
 
-    fn apply_template(&self, messages: &[ChatMessage]) -> Result<String, ServiceError> {
-        ServiceHandle::apply_template(self, messages)
+    fn apply_template(
+        &self,
+        messages: &[ChatMessage],
+        tools: Option<&Value>,
+    ) -> Result<String, ServiceError> {
+        ServiceHandle::apply_template_with(self, messages, tools)
+    }
+
+    fn is_swapping(&self) -> bool {
+        ServiceHandle::is_swapping(self)
+    }
+
+    async fn swapped(&self) {
+        ServiceHandle::swapped(self).await;
     }
 
     async fn activate_model(&self, id: &str) -> Result<ModelView, ServiceError> {

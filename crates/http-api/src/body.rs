@@ -28,7 +28,16 @@ async fn read<B: Backend>(request: Request, state: &AppState<B>) -> Result<Bytes
     }
     let options = &state.shared.options;
     // The router carries the limit; axum counts what arrives and does not trust the announced length.
-    match tokio::time::timeout(options.body_timeout, Bytes::from_request(request, state)).await {
+    let read = async {
+        // Many long bodies at the same time would not fit a small budget: they take turns.
+        let permits = (announced(&request).min(options.max_body_bytes) >> 10) + 1;
+        let places = state.shared.bodies.clone();
+        let turn = places.acquire_many_owned(u32::try_from(permits).unwrap_or(u32::MAX)).await;
+        let body = Bytes::from_request(request, state).await;
+        drop(turn);
+        body
+    };
+    match tokio::time::timeout(options.body_timeout, read).await {
         Err(_) => Err(ApiError::Timeout),
         Ok(Ok(bytes)) => Ok(bytes),
         Ok(Err(rejection)) if rejection.status() == StatusCode::PAYLOAD_TOO_LARGE => {
@@ -36,6 +45,12 @@ async fn read<B: Backend>(request: Request, state: &AppState<B>) -> Result<Bytes
         }
         Ok(Err(_)) => Err(ApiError::BadJson("the body broke off".to_owned())),
     }
+}
+
+/// The length a request announces; the largest one when it announces none.
+fn announced(request: &Request) -> usize {
+    let length = request.headers().get(header::CONTENT_LENGTH).and_then(|value| value.to_str().ok());
+    length.and_then(|length| length.parse().ok()).unwrap_or(usize::MAX)
 }
 
 /// `application/json`, or a type built on it, with any parameters.

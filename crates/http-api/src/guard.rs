@@ -4,13 +4,13 @@
 //! A page of another site can make a browser send requests here. Its `Origin` gives it away, and after DNS rebinding
 //! its `Host`; both must name this machine.
 
-use crate::app::Shared;
+use crate::app::{Access, Shared};
 use crate::error::{ApiError, Dialect};
 use crate::metrics::HttpMetrics;
 use axum::extract::{MatchedPath, Request, State};
-use axum::http::{HeaderMap, HeaderName, HeaderValue, Method, header};
+use axum::http::{HeaderMap, HeaderName, HeaderValue, Method, StatusCode, header};
 use axum::middleware::Next;
-use axum::response::Response;
+use axum::response::{IntoResponse, Response};
 use std::hint::black_box;
 use std::net::{IpAddr, Ipv4Addr, Ipv6Addr};
 use std::sync::Arc;
@@ -96,8 +96,9 @@ enum Scope {
 impl Scope {
     fn of(method: &Method, path: &str) -> Self {
         match path {
-            // Watchdogs and load balancers have no keys; the page is static.
-            "/" | "/livez" | "/readyz" | "/health" => Self::Public,
+            // The page and the documentation are static; watchdogs and load balancers have no keys.
+            "/" | "/page.js" | "/page.css" | "/docs" | "/docs.js" | "/openapi.json" => Self::Public,
+            "/livez" | "/readyz" | "/health" => Self::Public,
             // The dry run changes nothing.
             "/api/v1/plan" => Self::User,
             _ if Dialect::of_path(path) == Dialect::Native && !method.is_safe() => Self::Admin,
@@ -106,15 +107,34 @@ impl Scope {
     }
 }
 
-/// Names by which this server may be called.
+/// Marks requests that came through the UNIX socket, whose file says who may use it.
+#[derive(Clone, Copy, Debug)]
+pub(crate) struct LocalPeer;
+
+/// Who may ask.
 #[derive(Clone, Debug, Default)]
-pub(crate) struct HostList {
+pub(crate) struct Gate {
     names: Vec<String>,
+    origins: Vec<String>,
+    keys: ApiKeys,
 }
 
-impl HostList {
-    pub(crate) fn new(names: &[String]) -> Self {
-        Self { names: names.iter().map(|name| name.trim_matches(['[', ']']).to_ascii_lowercase()).collect() }
+impl Gate {
+    pub(crate) fn new(access: &Access) -> Self {
+        let name = |name: &String| name.trim_matches(['[', ']']).to_ascii_lowercase();
+        Self {
+            names: access.allowed_hosts.iter().map(name).collect(),
+            origins: access.cors_origins.clone(),
+            keys: access.keys.clone(),
+        }
+    }
+
+    /// The `Origin` of a request from a page that is allowed by name.
+    fn named_origin<'a>(&self, headers: &'a HeaderMap) -> Option<&'a HeaderValue> {
+        let origin = headers.get(header::ORIGIN)?;
+        let text = origin.to_str().ok()?;
+        // `null` is what any sandboxed page sends.
+        (text != "null" && self.origins.iter().any(|known| known == text)).then_some(origin)
     }
 
     /// True for `localhost`, loopback addresses and configured names, with or without a port.
@@ -135,6 +155,13 @@ impl HostList {
         let target = request.uri().authority().map(|authority| authority.as_str());
         if hosts.next().is_some() || !self.allows(host) || target.is_some_and(|target| !self.allows(target)) {
             return Err(FOREIGN_HOST);
+        }
+        let mut origins = request.headers().get_all(header::ORIGIN).iter();
+        if origins.next().is_some()
+            && origins.next().is_none()
+            && self.named_origin(request.headers()).is_some()
+        {
+            return Ok(());
         }
         for origin in request.headers().get_all(header::ORIGIN) {
             let host = origin.to_str().ok().and_then(|origin| origin.split_once("://")).map(|(_, host)| host);
@@ -181,6 +208,21 @@ fn request_id(headers: &HeaderMap, process: u64) -> HeaderValue {
     HeaderValue::from_str(&id).unwrap_or_else(|_| HeaderValue::from_static("req"))
 }
 
+/// The answer to a browser that asks whether a page may ask.
+fn preflight() -> Response {
+    let mut response = StatusCode::NO_CONTENT.into_response();
+    let headers = response.headers_mut();
+    headers.insert(header::ACCESS_CONTROL_ALLOW_METHODS, HeaderValue::from_static("GET, POST, DELETE"));
+    let allowed =
+        HeaderValue::from_static("authorization, content-type, x-api-key, x-request-id, last-event-id");
+    headers.insert(header::ACCESS_CONTROL_ALLOW_HEADERS, allowed);
+    headers.insert(header::ACCESS_CONTROL_MAX_AGE, HeaderValue::from_static("600"));
+    // Chrome asks this before a public page may reach a private address.
+    let private = HeaderName::from_static("access-control-allow-private-network");
+    headers.insert(private, HeaderValue::from_static("true"));
+    response
+}
+
 /// The middleware: checks, then the route, then headers, log and counters.
 pub(crate) async fn guard(State(shared): State<Arc<Shared>>, request: Request, next: Next) -> Response {
     let started = Instant::now();
@@ -189,13 +231,30 @@ pub(crate) async fn guard(State(shared): State<Arc<Shared>>, request: Request, n
     // The pattern of the route, so that nobody can fill metrics or logs with paths of his own.
     let route = request.extensions().get::<MatchedPath>().map_or("other", MatchedPath::as_str).to_owned();
     let dialect = Dialect::of_path(request.uri().path());
-    let checked = shared.hosts.check(&request).and_then(|()| {
-        shared.options.keys.check(request.headers(), Scope::of(&method, request.uri().path()))
+    let gate = shared.gate();
+    let is_local_peer = request.extensions().get::<LocalPeer>().is_some();
+    let is_preflight =
+        method == Method::OPTIONS && request.headers().contains_key(header::ACCESS_CONTROL_REQUEST_METHOD);
+    let origin = gate.named_origin(request.headers()).cloned();
+    let checked = gate.check(&request).and_then(|()| match is_local_peer || is_preflight {
+        true => Ok(()),
+        false => gate.keys.check(request.headers(), Scope::of(&method, request.uri().path())),
     });
     let mut response = match checked {
+        // A preflight carries no key; it only asks whether the page may ask.
+        Ok(()) if is_preflight && origin.is_some() => preflight(),
         Ok(()) => next.run(request).await,
         Err(error) => error.render(dialect),
     };
+    if let Some(origin) = origin {
+        let headers = response.headers_mut();
+        headers.insert(header::ACCESS_CONTROL_ALLOW_ORIGIN, origin);
+        headers.insert(
+            header::ACCESS_CONTROL_EXPOSE_HEADERS,
+            HeaderValue::from_static("x-request-id, retry-after"),
+        );
+        headers.append(header::VARY, HeaderValue::from_static("origin"));
+    }
     let status = response.status();
     let seconds = started.elapsed().as_secs_f64();
     HttpMetrics::count(&shared.metrics, &method, &route, status, seconds);
@@ -216,7 +275,8 @@ mod tests {
 
     #[test]
     fn only_this_machine_and_configured_names_are_hosts() {
-        let hosts = HostList::new(&["Pi.Local".to_owned(), "[fd00::7]".to_owned()]);
+        let allowed_hosts = vec!["Pi.Local".to_owned(), "[fd00::7]".to_owned()];
+        let hosts = Gate::new(&Access { allowed_hosts, ..Access::default() });
         let allowed = [
             "localhost",
             "LOCALHOST:8712",

@@ -20,11 +20,13 @@ mod health;
 mod metrics;
 mod native;
 mod openai;
+mod openapi;
 mod page;
 mod server;
 mod sse;
 
-pub use app::{App, HttpOptions};
+pub use app::{Access, AccessControl, App, HttpOptions};
 pub use backend::{Backend, Events};
 pub use guard::ApiKeys;
-pub use server::Drained;
+pub use openapi::document as openapi_document;
+pub use server::{Drained, Listener};

@@ -151,6 +151,11 @@ fn render_service(page: &mut Page, metrics: &MetricsView) {
     gauge("secateur_resident_memory_bytes", "Resident memory of the process.", &m.rss_bytes);
     gauge("secateur_resident_memory_peak_bytes", "Its highest value.", &m.rss_peak_bytes);
     gauge("secateur_memory_budget_bytes", "What the process may use.", &m.budget_bytes);
+    gauge(
+        "secateur_memory_pressure_step",
+        "What memory pressure makes the service give up, 0 to 6.",
+        &m.pressure_step,
+    );
     gauge("secateur_model_bytes", "Size of the served model.", &m.model_bytes);
     gauge("secateur_uptime_seconds", "Seconds since the start.", &m.uptime_s);
 }

@@ -2,6 +2,8 @@
 
 use crate::App;
 use crate::app::Phase;
+use crate::guard::LocalPeer;
+use axum::Extension;
 use hyper_util::rt::{TokioIo, TokioTimer};
 use hyper_util::server::graceful::GracefulShutdown;
 use hyper_util::service::TowerToHyperService;
@@ -9,8 +11,9 @@ use std::future::Future;
 use std::io;
 use std::pin::pin;
 use std::sync::Arc;
+use std::task::Poll;
 use std::time::Duration;
-use tokio::net::TcpListener;
+use tokio::net::{TcpListener, TcpStream, UnixListener, UnixStream};
 use tokio::sync::Semaphore;
 
 /// Longest head of a request; hyper answers 431 beyond.
@@ -23,6 +26,12 @@ const ACCEPT_PAUSE: Duration = Duration::from_millis(100);
 /// Time for the last events of streams to get out.
 const LAST_WORDS: Duration = Duration::from_millis(500);
 
+/// A connection's work, for one kind of stream or the other.
+enum Either<L, R> {
+    Left(L),
+    Right(R),
+}
+
 /// What the end of serving was like.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Drained {
@@ -32,9 +41,64 @@ pub enum Drained {
     Cut,
 }
 
+/// Where connections come from.
+#[derive(Debug)]
+pub enum Listener {
+    /// A port.
+    Tcp(TcpListener),
+    /// A socket in the file system: whoever may open it needs no key.
+    Unix(UnixListener),
+}
+
+/// A connection of either kind.
+enum Stream {
+    Tcp(TcpStream),
+    Unix(UnixStream),
+}
+
+impl Listener {
+    async fn accept(&self) -> io::Result<Stream> {
+        match self {
+            Self::Tcp(listener) => {
+                let (stream, _) = listener.accept().await?;
+                // Tokens are small packets that should not wait for each other.
+                if let Err(error) = stream.set_nodelay(true) {
+                    tracing::debug!(%error, "no delay could not be set");
+                }
+                Ok(Stream::Tcp(stream))
+            }
+            Self::Unix(listener) => listener.accept().await.map(|(stream, _)| Stream::Unix(stream)),
+        }
+    }
+
+    fn describe(&self) -> io::Result<String> {
+        match self {
+            Self::Tcp(listener) => Ok(listener.local_addr()?.to_string()),
+            Self::Unix(listener) => {
+                let address = listener.local_addr()?;
+                Ok(address
+                    .as_pathname()
+                    .map_or("a socket without a name".to_owned(), |path| path.display().to_string()))
+            }
+        }
+    }
+}
+
+/// The next connection on any of the listeners.
+async fn accept_any(listeners: &[Listener]) -> io::Result<Stream> {
+    let mut accepts: Vec<_> = listeners.iter().map(|listener| Box::pin(listener.accept())).collect();
+    std::future::poll_fn(|cx| {
+        let ready = accepts.iter_mut().find_map(|accept| match accept.as_mut().poll(cx) {
+            Poll::Ready(result) => Some(result),
+            Poll::Pending => None,
+        });
+        ready.map_or(Poll::Pending, Poll::Ready)
+    })
+    .await
+}
+
 impl App {
-    /// Serves until `shutdown` is ready; then takes no new connections, ends endless streams, and waits up to `drain`
-    /// for requests at work. What is left then ends with an error that says why.
+    /// As [`Self::serve_all`], on one port.
     ///
     /// # Errors
     /// When the listener has no address: it was not bound.
@@ -44,8 +108,23 @@ impl App {
         shutdown: impl Future<Output = ()>,
         drain: Duration,
     ) -> io::Result<Drained> {
-        let address = listener.local_addr()?;
-        tracing::info!(%address, "listening");
+        self.serve_all(vec![Listener::Tcp(listener)], shutdown, drain).await
+    }
+
+    /// Serves until `shutdown` is ready; then takes no new connections, ends endless streams, and waits up to `drain`
+    /// for requests at work. What is left then ends with an error that says why.
+    ///
+    /// # Errors
+    /// When a listener has no address: it was not bound.
+    pub async fn serve_all(
+        self,
+        listeners: Vec<Listener>,
+        shutdown: impl Future<Output = ()>,
+        drain: Duration,
+    ) -> io::Result<Drained> {
+        for listener in &listeners {
+            tracing::info!(address = listener.describe()?, "listening");
+        }
         let options = &self.shared.options;
         let places = Arc::new(Semaphore::new(options.max_connections));
         let mut http = hyper::server::conn::http1::Builder::new();
@@ -60,7 +139,7 @@ impl App {
             // A place first: without one, connections wait in the system's queue.
             let accepted = async {
                 let place = places.clone().acquire_owned().await;
-                (listener.accept().await, place)
+                (accept_any(&listeners).await, place)
             };
             let (accepted, place) = tokio::select! {
                 accepted = accepted => accepted,
@@ -68,27 +147,36 @@ impl App {
                 () = &mut shutdown => break,
             };
             let stream = match accepted {
-                Ok((stream, _)) => stream,
+                Ok(stream) => stream,
                 Err(error) => {
                     tracing::warn!(%error, "a connection could not be accepted");
                     tokio::time::sleep(ACCEPT_PAUSE).await;
                     continue;
                 }
             };
-            // Tokens are small packets that should not wait for each other.
-            if let Err(error) = stream.set_nodelay(true) {
-                tracing::debug!(%error, "no delay could not be set");
-            }
-            let service = TowerToHyperService::new(self.router.clone());
-            let connection = graceful.watch(http.serve_connection(TokioIo::new(stream), service));
+            let connection = match stream {
+                Stream::Tcp(stream) => {
+                    let service = TowerToHyperService::new(self.router.clone());
+                    Either::Left(graceful.watch(http.serve_connection(TokioIo::new(stream), service)))
+                }
+                Stream::Unix(stream) => {
+                    let router = self.router.clone().layer(Extension(LocalPeer));
+                    let service = TowerToHyperService::new(router);
+                    Either::Right(graceful.watch(http.serve_connection(TokioIo::new(stream), service)))
+                }
+            };
             connections.spawn(async move {
-                if let Err(error) = connection.await {
+                let ended = match connection {
+                    Either::Left(connection) => connection.await,
+                    Either::Right(connection) => connection.await,
+                };
+                if let Err(error) = ended {
                     tracing::debug!(%error, "a connection broke");
                 }
                 drop(place);
             });
         }
-        drop(listener);
+        drop(listeners);
         self.shared.enter(Phase::Draining);
         let mut ended = pin!(graceful.shutdown());
         let in_time = tokio::time::timeout(drain, &mut ended).await.is_ok();

@@ -4,6 +4,7 @@
 //!   number where it came from.
 //! - [`MemoryBudget`] is what users write: `auto`, `128MiB`, `70%`.
 //! - [`plan()`] and [`plan_ratio`] decide what to cut: pure functions of shape, weights and budget.
+//! - [`PressureLadder`] says what to give up when memory runs short, [`PressureWatch`] waits for the kernel's word.
 //! - [`Watchdog`] watches the resident set of this process against the budget.
 //!
 //! `sysinfo` is known here only. Nothing here frees or allocates on the caller's behalf.
@@ -12,6 +13,7 @@
 
 mod budget;
 mod plan;
+mod pressure;
 mod probe;
 mod size;
 mod status;
@@ -23,6 +25,7 @@ pub use plan::{
     MIN_CONTEXT_LEN, PlanError, PlanRequest, Refusal, SHORTER_CONTEXT_RATIO, Tables, WeightsSummary,
     footprint, plan, plan_ratio, predicted_perplexity_factor,
 };
+pub use pressure::{PressureLadder, PressureSample, PressureStep, PressureWatch};
 pub use probe::{
     AndroidProbe, AppleFigures, AppleProbe, CpuAllowance, LinuxProbe, Pressure, PressureAverages, Probe,
     ProbeError, ProbeRoot, SystemProbe, probe, process_memory, rss_bytes, rss_peak_bytes, set_platform_probe,

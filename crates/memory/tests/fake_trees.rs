@@ -119,6 +119,55 @@ fn a_folder_in_place_of_a_file_is_noted() {
     assert!(status.notes[0].contains("memory.max could not be read"), "{:?}", status.notes);
 }
 
+/// A device whose figures change: the ladder is fed with what the probe makes of them.
+#[test]
+fn pressure_of_a_group_is_climbed_and_comes_down() {
+    use secateur_memory::{PressureLadder, PressureSample, PressureStep};
+    use std::fs;
+    use std::time::Duration;
+    let folder = tempfile::tempdir().unwrap();
+    let write = |path: &str, text: &str| {
+        let path = folder.path().join(path);
+        fs::create_dir_all(path.parent().unwrap()).unwrap();
+        fs::write(path, text).unwrap();
+    };
+    write("proc/meminfo", "MemTotal: 4096000 kB\nMemFree: 100000 kB\nMemAvailable: 3072000 kB\n");
+    write("proc/self/status", "VmRSS: 102400 kB\nVmHWM: 102400 kB\nRssAnon: 51200 kB\nRssFile: 51200 kB\n");
+    write("proc/self/cgroup", "0::/app\n");
+    write("proc/self/mountinfo", "30 1 0:26 / /sys/fs/cgroup rw - cgroup2 cgroup2 rw\n");
+    write("sys/fs/cgroup/app/memory.max", "536870912\n");
+    write("sys/fs/cgroup/app/memory.current", "209715200\n");
+    write("sys/fs/cgroup/app/memory.stat", "anon 52428800\ninactive_file 52428800\nactive_file 104857600\n");
+    let stalls = |total_us: u64| {
+        let line = format!("avg10=0.00 avg60=0.00 avg300=0.00 total={total_us}");
+        let text = format!("some {line}\nfull {line}\n");
+        write("sys/fs/cgroup/app/memory.pressure", &text);
+    };
+    let mut ladder = PressureLadder::default();
+    let mut observe = |second: u64| {
+        let status = probe(&ProbeRoot::folder(folder.path(), 4096)).unwrap();
+        ladder.observe(Duration::from_secs(second), PressureSample::of(&status, false))
+    };
+    stalls(0);
+    assert_eq!(observe(0), PressureStep::Calm);
+    stalls(100_000);
+    assert_eq!(observe(2), PressureStep::Calm, "a twentieth of the time");
+    stalls(900_000);
+    assert_eq!(observe(4), PressureStep::DropCaches, "four tenths of the time");
+    stalls(1_300_000);
+    assert_eq!(observe(6), PressureStep::ShrinkCaches);
+    for second in (8..36).step_by(2) {
+        assert_eq!(observe(second), PressureStep::ShrinkCaches, "second {second}");
+    }
+    assert_eq!(observe(38), PressureStep::DropCaches);
+    assert_eq!(observe(68), PressureStep::Calm);
+    // No stalls, but the group is full of memory that cannot be dropped.
+    write("proc/self/status", "VmRSS: 512000 kB\nVmHWM: 512000 kB\nRssAnon: 500000 kB\nRssFile: 12000 kB\n");
+    write("sys/fs/cgroup/app/memory.current", "536000000\n");
+    write("sys/fs/cgroup/app/memory.stat", "anon 530000000\ninactive_file 0\nactive_file 1000000\n");
+    assert_eq!(observe(70), PressureStep::DropCaches);
+}
+
 /// The machine this runs on: our own reading against that of another library.
 #[test]
 fn the_host_agrees_with_sysinfo() {

@@ -3,7 +3,7 @@
 //! These are the wire types of the house: HTTP, the command line (`--json`) and a phone app show the same
 //! objects. They mirror the core's types, so that those can change without breaking clients.
 
-pub use secateur_generate::{FinishReason, MAX_TOP_LOGPROBS, SamplingParams, Timings, Usage};
+pub use secateur_generate::{FinishReason, Grammar, MAX_TOP_LOGPROBS, SamplingParams, Timings, Usage};
 pub use secateur_store::{
     FootprintRecord as FootprintView, LayerRecord as LayerView, PlanRecord as PlanView,
 };
@@ -94,6 +94,8 @@ pub struct StatusView {
     pub uptime_s: f64,
     /// Requests waiting for the compute thread.
     pub queued: usize,
+    /// Requests at work, which take turns.
+    pub running: usize,
     /// Places in the queue.
     pub queue_len: usize,
     /// The job at work, if any.
@@ -325,6 +327,9 @@ pub struct ChatMessage {
     pub role: String,
     /// What is said.
     pub content: String,
+    /// Further fields for the model's template, such as `tool_calls` and `tool_call_id`.
+    #[serde(flatten)]
+    pub extra: serde_json::Map<String, serde_json::Value>,
 }
 
 /// How to generate, the same for chats and completions.
@@ -338,6 +343,10 @@ pub struct GenerationParams {
     pub stop: Vec<String>,
     /// Report logprobs with this many alternatives.
     pub logprobs: Option<usize>,
+    /// What the text of the answer must be.
+    pub grammar: Option<Grammar>,
+    /// Descriptions of tools for the model's template; chats only.
+    pub tools: Option<serde_json::Value>,
 }
 
 /// Continue a conversation.
@@ -465,6 +474,9 @@ pub struct MetricsView {
     pub rss_peak_bytes: u64,
     /// What the process may use.
     pub budget_bytes: u64,
+    /// What memory pressure makes the service give up: 0 nothing, 1 prompt caches, 2 spare room of caches, 3 pages
+    /// of the model, 4 new requests, 5 the model, 6 a smaller model is made.
+    pub pressure_step: u64,
     /// Bytes of the served model's file; 0 without a model.
     pub model_bytes: u64,
     /// Seconds since the start.

@@ -128,6 +128,8 @@ impl From<GenerateError> for ServiceError {
                 Self::PromptTooLong { prompt_tokens, context_len }
             }
             GenerateError::Model(error) => error.into(),
+            GenerateError::Grammar(error) => invalid("response_format", error.to_string()),
+            GenerateError::NothingAllowed => invalid("logit_bias", error.to_string()),
             other => internal(&other),
         }
     }

@@ -33,7 +33,7 @@ pub enum ServiceError {
     },
     /// A prompt leaves no room for an answer.
     #[error(
-        "the prompt has {prompt_tokens} tokens, but the context holds {context_len} with at least one to generate"
+        "the prompt needs {prompt_tokens} tokens at least, but the context holds {context_len} with one to generate"
     )]
     PromptTooLong {
         /// Tokens of the prompt.

@@ -33,6 +33,11 @@ impl ServiceHandle {
         Self { shared }
     }
 
+    #[cfg(test)]
+    pub(crate) fn shared(&self) -> &Arc<Shared> {
+        &self.shared
+    }
+
     /// Whether requests can be answered.
     #[must_use]
     pub fn readiness(&self) -> Readiness {
@@ -127,18 +132,20 @@ impl ServiceHandle {
     /// [`ServiceError::Busy`], [`ServiceError::NotReady`], [`ServiceError::ShuttingDown`],
     /// [`ServiceError::Invalid`], [`ServiceError::PromptTooLong`]; later failures come through the stream.
     pub fn chat(&self, request: &ChatRequest) -> Result<EventStream, ServiceError> {
-        let served = self.shared.served()?;
-        let prompt = crate::served::chat_tokens(&served.tokenizer, &request.messages)?;
-        self.generate(&served, prompt, &request.params)
+        self.shared.with_served(|served| {
+            let prompt = served.chat_tokens(&request.messages, request.params.tools.as_ref())?;
+            self.generate(served, prompt, &request.params)
+        })
     }
 
     /// Continues a text.
     /// # Errors
     /// As [`Self::chat`].
     pub fn complete(&self, request: &CompletionRequest) -> Result<EventStream, ServiceError> {
-        let served = self.shared.served()?;
-        let prompt = served.prompt_tokens(&request.prompt)?;
-        self.generate(&served, prompt, &request.params)
+        self.shared.with_served(|served| {
+            let prompt = served.prompt_tokens(&request.prompt)?;
+            self.generate(served, prompt, &request.params)
+        })
     }
 
     fn generate(
@@ -147,9 +154,9 @@ impl ServiceHandle {
         prompt: Vec<u32>,
         params: &crate::api::GenerationParams,
     ) -> Result<EventStream, ServiceError> {
-        let request = served.generate_request(prompt, params)?;
+        let prepared = Box::new(served.prepare(prompt, params)?);
         let (sink, stream) = event_channel();
-        self.shared.request(Request::Generate { request, sink })?;
+        self.shared.request(Request::Generate { prepared, sink })?;
         Ok(stream)
     }
 
@@ -157,10 +164,11 @@ impl ServiceHandle {
     /// # Errors
     /// As [`Self::chat`].
     pub async fn embed(&self, prompt: &Prompt) -> Result<EmbeddingView, ServiceError> {
-        let served = self.shared.served()?;
-        let tokens = served.embed_tokens(prompt)?;
-        let (reply, answer) = oneshot::channel();
-        self.shared.request(Request::Embed { tokens, reply })?;
+        let answer = self.shared.with_served(|served| {
+            let tokens = served.embed_tokens(prompt)?;
+            let (reply, answer) = oneshot::channel();
+            self.shared.request(Request::Embed { tokens, reply }).map(|()| answer)
+        })?;
         answer.await.map_err(|_| ServiceError::ShuttingDown)?
     }
 
@@ -182,7 +190,30 @@ impl ServiceHandle {
     /// # Errors
     /// [`ServiceError::NotReady`] without a model; [`ServiceError::Invalid`] when the template refuses.
     pub fn apply_template(&self, messages: &[ChatMessage]) -> Result<String, ServiceError> {
-        self.shared.served()?.apply_template(messages)
+        self.apply_template_with(messages, None)
+    }
+
+    /// As [`Self::apply_template`], with descriptions of tools.
+    /// # Errors
+    /// As [`Self::apply_template`].
+    pub fn apply_template_with(
+        &self,
+        messages: &[ChatMessage],
+        tools: Option<&serde_json::Value>,
+    ) -> Result<String, ServiceError> {
+        self.shared.served()?.apply_template(messages, tools)
+    }
+
+    /// True while another model takes the place of the served one: requests made meanwhile find no model, and are
+    /// worth making again after [`Self::swapped`].
+    #[must_use]
+    pub fn is_swapping(&self) -> bool {
+        self.shared.is_swapping()
+    }
+
+    /// Waits until no model is being changed for another one.
+    pub async fn swapped(&self) {
+        self.shared.swapped().await;
     }
 
     /// Serves another model: an id or a name of [`Self::models`]. Ends when it is ready.

@@ -5,6 +5,8 @@ use std::path::PathBuf;
 
 /// Requests that may wait when nobody says otherwise.
 pub const DEFAULT_QUEUE_LEN: usize = 16;
+/// Requests at work at the same time when nobody says otherwise.
+pub const DEFAULT_PARALLEL: usize = 4;
 
 /// Settings of a service.
 #[derive(Clone, Debug)]
@@ -21,6 +23,8 @@ pub struct ServiceOptions {
     pub precision: Option<String>,
     /// Requests that may wait.
     pub queue_len: usize,
+    /// Requests at work at the same time; they take turns, token by token.
+    pub parallel: usize,
     /// How to prune when the model does not fit; `plan.context_len` is the context that is served.
     pub prune: PruneSettings,
 }
@@ -36,6 +40,7 @@ impl ServiceOptions {
             n_threads: None,
             precision: None,
             queue_len: DEFAULT_QUEUE_LEN,
+            parallel: DEFAULT_PARALLEL,
             prune: PruneSettings::default(),
         }
     }

@@ -88,6 +88,16 @@ impl<R, C> Queue<R, C> {
         }
     }
 
+    /// Takes a waiting control command, if there is one.
+    pub(crate) fn try_control(&self) -> Option<C> {
+        self.lock().controls.pop_front()
+    }
+
+    /// True when nothing more is taken.
+    pub(crate) fn is_closed(&self) -> bool {
+        self.lock().closed
+    }
+
     /// Takes a waiting request, if there is one.
     pub(crate) fn try_request(&self) -> Option<R> {
         self.lock().requests.pop_front()

@@ -8,11 +8,15 @@ use crate::api::{
 use crate::convert::{invalid, text_error};
 use crate::handle::AddSpecial;
 use crate::jobs::unix_s;
-use secateur_generate::{GenerateRequest, TokenLogprob, TokenLogprobs};
+use crate::tools::for_template;
+use secateur_generate::{
+    GenerateRequest, Grammar, GrammarFactory, GrammarMatcher, TokenLogprob, TokenLogprobs,
+};
 use secateur_model::KvDType;
 use secateur_tokenizer::{
     ChatOptions, ChatPrompt, CivilTime, DecodeFrom, DecodeOptions, StreamDecoder, Tokenizer,
 };
+use std::sync::{Arc, Mutex, PoisonError};
 
 /// The served model as seen by callers.
 pub(crate) struct Served {
@@ -22,9 +26,80 @@ pub(crate) struct Served {
     pub(crate) context_len: usize,
     pub(crate) kv_dtype: KvDType,
     pub(crate) vocab_size: usize,
+    /// Longest text of one token.
+    max_token_bytes: usize,
+    /// Made at the first request with a grammar.
+    grammars: Mutex<Option<Arc<GrammarFactory>>>,
+}
+
+/// What is known of a model before it is served.
+pub(crate) struct ServedParts {
+    pub(crate) tokenizer: Tokenizer,
+    pub(crate) model: ModelView,
+    pub(crate) plan: Option<PlanView>,
+    pub(crate) context_len: usize,
+    pub(crate) kv_dtype: KvDType,
+    pub(crate) vocab_size: usize,
+}
+
+/// A request as the compute thread takes it.
+pub(crate) struct PreparedRequest {
+    pub(crate) request: GenerateRequest,
+    pub(crate) grammar: Option<GrammarMatcher>,
 }
 
 impl Served {
+    pub(crate) fn new(parts: ServedParts) -> Self {
+        let ServedParts { tokenizer, model, plan, context_len, kv_dtype, vocab_size } = parts;
+        let lengths = (0..vocab_size as u32).map(|id| tokenizer.token_bytes(id).unwrap_or_default().len());
+        let max_token_bytes = lengths.max().unwrap_or(0).max(1);
+        let grammars = Mutex::default();
+        Self { tokenizer, model, plan, context_len, kv_dtype, vocab_size, max_token_bytes, grammars }
+    }
+
+    /// Refuses text that cannot fit the context before it is tokenised, which takes many times its size: each token
+    /// stands for a bounded number of bytes.
+    pub(crate) fn check_length(&self, text: &str) -> Result<(), ServiceError> {
+        let prompt_tokens = text.len().div_ceil(self.max_token_bytes);
+        if prompt_tokens <= self.context_len {
+            return Ok(());
+        }
+        Err(ServiceError::PromptTooLong { prompt_tokens, context_len: self.context_len })
+    }
+
+    /// The tokens of a conversation, up to the start of the reply.
+    pub(crate) fn chat_tokens(
+        &self,
+        messages: &[ChatMessage],
+        tools: Option<&serde_json::Value>,
+    ) -> Result<Vec<u32>, ServiceError> {
+        let prompt = render(&self.tokenizer, messages, tools)?;
+        self.check_length(prompt.as_str())?;
+        self.tokenizer.encode_chat_prompt(&prompt).map_err(|error| text_error("messages", &error))
+    }
+
+    fn grammar_factory(&self) -> Result<Arc<GrammarFactory>, ServiceError> {
+        let mut grammars = self.grammars.lock().unwrap_or_else(PoisonError::into_inner);
+        if let Some(factory) = &*grammars {
+            return Ok(factory.clone());
+        }
+        let factory = GrammarFactory::new(&self.tokenizer, self.vocab_size)
+            .map_err(|error| invalid("response_format", error.to_string()))?;
+        Ok(grammars.insert(Arc::new(factory)).clone())
+    }
+
+    /// Lets go of what can be made again.
+    pub(crate) fn drop_caches(&self) {
+        *self.grammars.lock().unwrap_or_else(PoisonError::into_inner) = None;
+    }
+
+    fn matcher(&self, grammar: &Grammar) -> Result<GrammarMatcher, ServiceError> {
+        let param = match grammar {
+            Grammar::JsonObject | Grammar::JsonSchema(_) => "response_format",
+            Grammar::Lark(_) | Grammar::Regex(_) => "grammar",
+        };
+        self.grammar_factory()?.matcher(grammar).map_err(|error| invalid(param, error.to_string()))
+    }
     pub(crate) fn view(&self) -> ServedView {
         ServedView {
             model: self.model.clone(),
@@ -36,7 +111,10 @@ impl Served {
 
     pub(crate) fn prompt_tokens(&self, prompt: &Prompt) -> Result<Vec<u32>, ServiceError> {
         match prompt {
-            Prompt::Text(text) => self.tokenize(text, AddSpecial::Yes),
+            Prompt::Text(text) => {
+                self.check_length(text)?;
+                self.tokenize(text, AddSpecial::Yes)
+            }
             Prompt::Tokens(tokens) => self.check_tokens("prompt", tokens).map(|()| tokens.clone()),
         }
     }
@@ -63,12 +141,15 @@ impl Served {
         Ok(tokens)
     }
 
-    pub(crate) fn generate_request(
+    /// Checks a request and compiles its grammar.
+    pub(crate) fn prepare(
         &self,
         prompt: Vec<u32>,
         params: &GenerationParams,
-    ) -> Result<GenerateRequest, ServiceError> {
-        generate_request(&self.tokenizer, self.context_len, self.vocab_size, prompt, params)
+    ) -> Result<PreparedRequest, ServiceError> {
+        let request = generate_request(&self.tokenizer, self.context_len, self.vocab_size, prompt, params)?;
+        let grammar = params.grammar.as_ref().map(|grammar| self.matcher(grammar)).transpose()?;
+        Ok(PreparedRequest { request, grammar })
     }
 
     pub(crate) fn tokenize(&self, text: &str, special: AddSpecial) -> Result<Vec<u32>, ServiceError> {
@@ -84,8 +165,12 @@ impl Served {
         self.tokenizer.decode(tokens).map_err(|error| text_error("tokens", &error))
     }
 
-    pub(crate) fn apply_template(&self, messages: &[ChatMessage]) -> Result<String, ServiceError> {
-        Ok(render(&self.tokenizer, messages)?.into_string())
+    pub(crate) fn apply_template(
+        &self,
+        messages: &[ChatMessage],
+        tools: Option<&serde_json::Value>,
+    ) -> Result<String, ServiceError> {
+        Ok(render(&self.tokenizer, messages, tools)?.into_string())
     }
 
     pub(crate) fn logprobs_view(&self, logprobs: &TokenLogprobs) -> TokenLogprobsView {
@@ -103,16 +188,24 @@ pub(crate) fn reply_decoder(tokenizer: &Tokenizer) -> StreamDecoder {
     tokenizer.stream_decoder_with(DecodeOptions { from: DecodeFrom::Middle, ..DecodeOptions::default() })
 }
 
-fn render(tokenizer: &Tokenizer, messages: &[ChatMessage]) -> Result<ChatPrompt, ServiceError> {
+fn render(
+    tokenizer: &Tokenizer,
+    messages: &[ChatMessage],
+    tools: Option<&serde_json::Value>,
+) -> Result<ChatPrompt, ServiceError> {
     if messages.is_empty() {
         return Err(invalid("messages", "must hold at least one message"));
     }
+    let messages = for_template(tokenizer, messages, tools);
     let messages: Vec<_> = messages
         .iter()
-        .map(|message| secateur_tokenizer::ChatMessage::new(&message.role, &message.content))
+        .map(|message| secateur_tokenizer::ChatMessage {
+            extra: message.extra.clone(),
+            ..secateur_tokenizer::ChatMessage::new(&message.role, &message.content)
+        })
         .collect();
     let now = i64::try_from(unix_s()).ok().map(CivilTime::from_unix);
-    let options = ChatOptions { now, ..ChatOptions::default() };
+    let options = ChatOptions { now, tools, ..ChatOptions::default() };
     tokenizer.apply_chat_template(&messages, &options).map_err(|error| text_error("messages", &error))
 }
 
@@ -120,7 +213,7 @@ fn render(tokenizer: &Tokenizer, messages: &[ChatMessage]) -> Result<ChatPrompt,
 /// # Errors
 /// [`ServiceError::Invalid`] when the model has no template or it refuses.
 pub(crate) fn chat_tokens(tokenizer: &Tokenizer, messages: &[ChatMessage]) -> Result<Vec<u32>, ServiceError> {
-    let prompt = render(tokenizer, messages)?;
+    let prompt = render(tokenizer, messages, None)?;
     tokenizer.encode_chat_prompt(&prompt).map_err(|error| text_error("messages", &error))
 }
 

@@ -8,20 +8,21 @@ use crate::handle::Heartbeat;
 use crate::hints::{Hints, MemoryPressure};
 use crate::jobs::{Job, JobRegistry};
 use crate::options::ServiceOptions;
+use crate::pressure::RETRY_AFTER;
 use crate::queue::{PushError, Queue};
-use crate::served::Served;
+use crate::served::{PreparedRequest, Served};
 use crate::stream::EventSink;
-use secateur_generate::GenerateRequest;
+use secateur_memory::PressureStep;
 use secateur_store::Store;
 use std::path::PathBuf;
-use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
+use std::sync::atomic::{AtomicBool, AtomicU64, AtomicUsize, Ordering};
 use std::sync::{Arc, Mutex, MutexGuard, OnceLock, PoisonError, RwLock};
 use std::time::{Duration, Instant};
 use tokio::sync::{oneshot, watch};
 
 /// Work for the compute thread that ends soon.
 pub(crate) enum Request {
-    Generate { request: GenerateRequest, sink: EventSink },
+    Generate { prepared: Box<PreparedRequest>, sink: EventSink },
     Embed { tokens: Vec<u32>, reply: oneshot::Sender<Result<EmbeddingView, ServiceError>> },
 }
 
@@ -34,6 +35,8 @@ pub(crate) enum Control {
     },
     /// The memory hint has changed.
     Relieve,
+    /// The step of memory pressure has changed.
+    Pressure,
 }
 
 /// What requests are told while the model is let go of.
@@ -73,8 +76,12 @@ pub(crate) struct Shared {
     queue: Queue<Request, Control>,
     jobs: JobRegistry,
     readiness: watch::Sender<Readiness>,
+    /// Another model is about to take the place of the served one.
+    swapping: watch::Sender<bool>,
     served: RwLock<Option<Arc<Served>>>,
     counters: Mutex<Counters>,
+    /// Step of memory pressure, by its level.
+    pressure: AtomicUsize,
     ticks: AtomicU64,
     idle: AtomicBool,
     hints: Hints,
@@ -96,8 +103,10 @@ impl Shared {
             options,
             jobs: JobRegistry::default(),
             readiness: watch::Sender::new(Readiness::Starting),
+            swapping: watch::Sender::new(false),
             served: RwLock::new(None),
             counters: Mutex::new(Counters::default()),
+            pressure: AtomicUsize::new(0),
             ticks: AtomicU64::new(0),
             idle: AtomicBool::new(false),
             hints: Hints::default(),
@@ -194,29 +203,72 @@ impl Shared {
     /// # Errors
     /// [`ServiceError::NotReady`] with the reason, [`ServiceError::ShuttingDown`].
     pub(crate) fn served(&self) -> Result<Arc<Served>, ServiceError> {
-        let message = match self.readiness() {
-            Readiness::Ready => {
-                let served = self.served.read().unwrap_or_else(PoisonError::into_inner).clone();
-                return served.ok_or(ServiceError::Internal { message: "ready without a model".into() });
+        self.with_served(|served| Ok(served.clone()))
+    }
+
+    /// Makes something with what is served, which stays until it is made and queued.
+    /// # Errors
+    /// As [`Self::served`], and what `make` says.
+    pub(crate) fn with_served<T>(
+        &self,
+        make: impl FnOnce(&Arc<Served>) -> Result<T, ServiceError>,
+    ) -> Result<T, ServiceError> {
+        let served = self.served.read().unwrap_or_else(PoisonError::into_inner);
+        let message = match (self.readiness(), &*served) {
+            (Readiness::ShuttingDown, _) => return Err(ServiceError::ShuttingDown),
+            (_, Some(served)) => return make(served),
+            (Readiness::Ready | Readiness::Starting | Readiness::Loading, None) => {
+                "the model is being loaded".to_owned()
             }
-            Readiness::ShuttingDown => return Err(ServiceError::ShuttingDown),
-            Readiness::Starting | Readiness::Loading => "the model is being loaded".to_owned(),
-            Readiness::Pruning { job, progress } => {
+            (Readiness::Pruning { job, progress }, None) => {
                 let done = progress.map_or(0.0, |progress| 100.0 * progress.done);
                 format!("the model is being pruned to fit the memory budget, {done:.0} % done (job {job})")
             }
-            Readiness::Released => RELEASED.to_owned(),
-            Readiness::NoModel => "there is none; activate one".to_owned(),
-            Readiness::Failed { message } => message,
+            (Readiness::Released, None) => RELEASED.to_owned(),
+            (Readiness::NoModel, None) => "there is none; activate one".to_owned(),
+            (Readiness::Failed { message }, None) => message,
         };
         Err(ServiceError::NotReady { message })
+    }
+
+    /// True while another model is about to take the place of the served one.
+    pub(crate) fn is_swapping(&self) -> bool {
+        *self.swapping.borrow()
+    }
+
+    /// Waits until no model is being changed for another one.
+    pub(crate) async fn swapped(&self) {
+        // The sender lives as long as `self`.
+        let _ = self.swapping.subscribe().wait_for(|swapping| !swapping).await;
     }
 
     pub(crate) fn set_served(&self, served: Option<Arc<Served>>) {
         *self.served.write().unwrap_or_else(PoisonError::into_inner) = served;
     }
 
+    /// The present step of memory pressure.
+    pub(crate) fn pressure(&self) -> PressureStep {
+        let level = self.pressure.load(Ordering::Relaxed);
+        PressureStep::ALL.get(level).copied().unwrap_or_default()
+    }
+
+    pub(crate) fn store_pressure(&self, step: PressureStep) {
+        self.pressure.store(step.level(), Ordering::Relaxed);
+    }
+
+    /// True when the compute thread has ended.
+    pub(crate) fn is_stopped(&self) -> bool {
+        *self.stopped.borrow()
+    }
+
     pub(crate) fn request(&self, request: Request) -> Result<(), ServiceError> {
+        if PressureStep::RefuseWork <= self.pressure() {
+            self.counters().view.requests_busy_total += 1;
+            return Err(ServiceError::Busy {
+                queue_len: self.queue.max_requests(),
+                retry_after: RETRY_AFTER,
+            });
+        }
         let result = self.queue.push_request(request);
         let mut counters = self.counters();
         match result {
@@ -300,6 +352,7 @@ impl Shared {
             model: served.as_ref().map(|served| served.view()),
             uptime_s: self.started.elapsed().as_secs_f64(),
             queued: self.queue.n_requests(),
+            running: self.counters().view.running as usize,
             queue_len: self.queue.max_requests(),
             active_job: self.jobs.active(),
             n_threads: self.n_threads,
@@ -319,9 +372,28 @@ impl Shared {
             rss_bytes,
             rss_peak_bytes,
             budget_bytes: self.budget_bytes,
+            pressure_step: self.pressure().level() as u64,
             model_bytes: served.as_ref().map_or(0, |served| served.model.bytes),
             uptime_s: self.started.elapsed().as_secs_f64(),
             ..view
         }
+    }
+}
+
+/// While it lives, requests wait for the next model.
+pub(crate) struct Swap {
+    shared: Arc<Shared>,
+}
+
+impl Swap {
+    pub(crate) fn begin(shared: Arc<Shared>) -> Self {
+        shared.swapping.send_replace(true);
+        Self { shared }
+    }
+}
+
+impl Drop for Swap {
+    fn drop(&mut self) {
+        self.shared.swapping.send_replace(false);
     }
 }

@@ -7,6 +7,7 @@ use crate::handle::ServiceHandle;
 use crate::opened::open_file;
 use crate::ops::{precision, threads};
 use crate::options::ServiceOptions;
+use crate::pressure;
 use crate::pruning::check_method;
 use crate::shared::Shared;
 use crate::worker;
@@ -45,6 +46,7 @@ impl Service {
         }
         let shared = Arc::new(Shared::new(options, store, budget.bytes(), n_threads));
         let thread = worker::spawn(&shared)?;
+        pressure::spawn(Arc::downgrade(&shared))?;
         Ok(Self { handle: ServiceHandle::new(shared), thread })
     }
 

@@ -10,21 +10,68 @@ use crate::hints::Pacer;
 use crate::jobs::{Job, JobEnd, unix_s};
 use crate::opened::OpenModel;
 use crate::pruning::{Finished, Prepared, PruneSettings, Run, run};
-use crate::shared::Shared;
-use crate::worker::{Worker, handle_request};
+use crate::shared::{Control, Shared};
+use crate::worker::{Worker, serve_round};
 use secateur_model::{PlanAction, PrunePlan, PruneRatio};
 use secateur_prune::MOMENTS_RUNG;
 use secateur_store::{CalibrationRecord, Draft, Entry, SourceRecord};
 use std::collections::BTreeMap;
 use std::fs;
+use std::io::Write;
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
-use std::time::SystemTime;
+use std::time::{Duration, Instant, SystemTime};
+
+/// Longest time in which requests keep a job from its next step.
+const MAX_YIELD: Duration = Duration::from_secs(30);
 
 /// Work folders of unfinished jobs that are kept for going on with; older ones are swept up.
 const MAX_WORK_DIRS: usize = 4;
 
 impl Worker {
+    /// Runs a job that was asked for. Its request is kept until it has ended by itself or was cancelled, so that a
+    /// service that is stopped or killed goes on with it after its next start.
+    pub(crate) fn run_asked_job(&mut self, job: &Arc<Job>) {
+        let path = pending_file(&self.shared.jobs_dir());
+        if let Err(error) = keep_pending(&path, job.query()) {
+            tracing::warn!(error = error_chain(&error), "the job would not survive a restart");
+        }
+        self.run_job(job);
+        if !self.shared.queue().is_closed()
+            && let Err(error) = fs::remove_file(&path)
+        {
+            tracing::debug!(%error, "no request to forget");
+        }
+    }
+
+    /// Queues again what a stop interrupted.
+    pub(crate) fn take_up_pending(&self) {
+        let path = pending_file(&self.shared.jobs_dir());
+        let Ok(text) = fs::read(&path) else { return };
+        let query = serde_json::from_slice::<PruneQuery>(&text).ok().filter(|query| {
+            let checked = self.shared.check_prune(query);
+            checked
+                .inspect_err(|error| {
+                    tracing::warn!(error = error_chain(error), "an interrupted job is given up")
+                })
+                .is_ok()
+        });
+        let Some(query) = query else {
+            // It is of no use to anybody.
+            let _ = fs::remove_file(&path);
+            return;
+        };
+        match self.shared.jobs().add(query) {
+            Ok(job) => {
+                tracing::info!(job = %job.id(), "taking up a job that was interrupted");
+                if self.shared.control(Control::Prune(job.clone())).is_err() {
+                    job.cancel();
+                }
+            }
+            Err(error) => tracing::warn!(error = error_chain(&error), "an interrupted job is given up"),
+        }
+    }
+
     /// Runs a job to its end; a failure is the job's, not the service's.
     pub(crate) fn run_job(&mut self, job: &Arc<Job>) {
         if job.view().state != JobState::Queued {
@@ -92,7 +139,7 @@ impl Worker {
             Err(ServiceError::Refused { .. }) if self.loaded.is_some() => {
                 tracing::info!("the served model makes room for the job and comes back after it");
                 self.shared.set_last_served(self.loaded.as_ref().map(|loaded| loaded.model_id()));
-                self.unload();
+                self.retire();
                 self.prune_stored(job, prepared, known, budget_bytes)
             }
             other => other,
@@ -120,11 +167,11 @@ impl Worker {
             pacer.rest(shared.hints().thermal());
             job.progress(view.clone());
             match loaded {
-                // Requests are answered between two steps of the job.
+                // Requests go first, but not for ever: the job comes to its end under any load.
                 Some(loaded) => {
-                    while let Some(request) = shared.queue().try_request() {
-                        handle_request(&shared, Some(loaded), request);
-                    }
+                    loaded.give_up(shared.pressure());
+                    let since = Instant::now();
+                    while since.elapsed() < MAX_YIELD && serve_round(&shared, loaded) {}
                 }
                 None => shared.set_readiness(Readiness::Pruning { job: job.id(), progress: Some(view) }),
             }
@@ -164,6 +211,7 @@ impl Worker {
         let known = stored_model(entry)?;
         let model = OpenModel::open(&known.path)?;
         let fit = self.fit(&model)?;
+        let _swap = self.begin_swap();
         self.load(&known, model, &fit, Some(entry.manifest.plan.clone()))
     }
 
@@ -262,6 +310,21 @@ pub(crate) fn prune_settings(base: &PruneSettings, query: &PruneQuery) -> PruneS
     settings
 }
 
+/// The request of the job at work.
+fn pending_file(jobs_dir: &Path) -> PathBuf {
+    jobs_dir.join("pending.json")
+}
+
+fn keep_pending(path: &Path, query: &PruneQuery) -> Result<(), ServiceError> {
+    let fail = |error| io_error(path, error);
+    let text = serde_json::to_vec(query).map_err(|error| crate::convert::internal(&error))?;
+    let dir = path.parent().unwrap_or(Path::new("."));
+    let mut file = tempfile::NamedTempFile::new_in(dir).map_err(fail)?;
+    file.write_all(&text).and_then(|()| file.as_file().sync_all()).map_err(fail)?;
+    file.persist(path).map_err(|error| fail(error.error))?;
+    fs::File::open(dir).and_then(|dir| dir.sync_all()).map_err(fail)
+}
+
 /// Removes all but the newest work folders.
 /// # Errors
 /// [`ServiceError::Io`].
@@ -270,6 +333,9 @@ pub(crate) fn sweep_work_dirs(jobs_dir: &Path) -> Result<(), ServiceError> {
     let mut dirs: Vec<(SystemTime, PathBuf)> = Vec::new();
     for entry in fs::read_dir(jobs_dir).map_err(fail)? {
         let entry = entry.map_err(fail)?;
+        if !entry.path().is_dir() {
+            continue;
+        }
         let modified = entry.metadata().and_then(|metadata| metadata.modified());
         dirs.push((modified.unwrap_or(SystemTime::UNIX_EPOCH), entry.path()));
     }

@@ -1,7 +1,7 @@
 //! The compute thread: owns the engine, the session and the jobs. Takes commands, sends events.
 
 use crate::ServiceError;
-use crate::api::{EmbeddingView, GenerationEvent, ModelView, PlanView, Readiness};
+use crate::api::{EmbeddingView, GenerationEvent, MetricsView, ModelView, PlanView, Readiness};
 use crate::budget::{PlanSettings, plan_view, summarize};
 use crate::catalog::{Known, all_models, find_model};
 use crate::convert::{error_chain, internal};
@@ -9,16 +9,16 @@ use crate::hints::{MemoryPressure, Pacer};
 use crate::opened::OpenModel;
 use crate::ops::{build_engine, precision};
 use crate::queue::Next;
-use crate::served::{Served, reply_decoder};
-use crate::shared::{Control, Request, Shared};
-use crate::stream::EventSink;
-use secateur_engine::{Engine, Precision, Session};
-use secateur_generate::{FinishReason, Finished, GenerateEvent, GenerateRequest, Sequence};
-use secateur_memory::{PlanRequest, Tables, format_bytes};
+use crate::served::{PreparedRequest, Served, ServedParts, reply_decoder};
+use crate::shared::{Control, Request, Shared, Swap};
+use crate::slots::{Ended, SlotLimits, Slots};
+use secateur_engine::{Engine, Precision};
+use secateur_generate::{FinishReason, Finished, Generation};
+use secateur_memory::{PlanRequest, PressureStep, Tables, format_bytes};
 use secateur_model::{PlanAction, PrunePlan, WeightSource};
+use secateur_model_file::ModelFile;
 use secateur_store::EntryInUse;
 use secateur_tensor::kernels::ThreadPool;
-use std::ops::ControlFlow;
 use std::panic::{AssertUnwindSafe, catch_unwind};
 use std::sync::Arc;
 use std::time::Instant;
@@ -30,7 +30,11 @@ const STEP_NEURONS: usize = 32;
 pub(crate) struct Loaded {
     served: Arc<Served>,
     engine: Engine,
-    sequence: Sequence<Session>,
+    slots: Slots,
+    file: ModelFile,
+    pacer: Pacer,
+    /// A request that needs more room than there is beside those at work.
+    waiting: Option<Request>,
     /// Bytes that serving it needs at most.
     pub(crate) footprint_bytes: u64,
     /// Keeps its entry in the store.
@@ -40,6 +44,27 @@ pub(crate) struct Loaded {
 impl Loaded {
     pub(crate) fn model_id(&self) -> String {
         self.served.model.id.clone()
+    }
+
+    /// Lets go of what only saves work.
+    fn drop_caches(&mut self) {
+        self.slots.drop_idle();
+        self.served.drop_caches();
+    }
+
+    /// Gives up what the step says; a model that is unloaded is not this one's to say.
+    pub(crate) fn give_up(&mut self, step: PressureStep) {
+        if PressureStep::DropCaches <= step {
+            self.drop_caches();
+        }
+        let is_tight = PressureStep::ShrinkCaches <= step;
+        self.slots.set_tight(is_tight);
+        if is_tight {
+            self.slots.shrink();
+        }
+        if PressureStep::GiveBackPages <= step {
+            self.file.give_back_all();
+        }
     }
 }
 
@@ -59,6 +84,10 @@ pub(crate) fn run(shared: Arc<Shared>) {
     }
     shared.set_served(None);
     shared.queue().close();
+    // After a panic somebody may still wait.
+    while let Some(request) = shared.queue().try_request() {
+        refuse(&shared, request);
+    }
     drop(worker);
     shared.set_stopped();
 }
@@ -66,21 +95,39 @@ pub(crate) fn run(shared: Arc<Shared>) {
 impl Worker {
     fn run(&mut self) {
         self.start_up();
+        self.take_up_pending();
         loop {
+            if let Some(control) = self.shared.queue().try_control() {
+                self.control(control);
+                continue;
+            }
+            if self.loaded.as_mut().is_some_and(|loaded| serve_round(&self.shared, loaded)) {
+                continue;
+            }
             self.shared.set_idle(true);
             let next = self.shared.queue().next();
             self.shared.set_idle(false);
             match next {
-                Next::Request(request) => handle_request(&self.shared, self.loaded.as_mut(), request),
-                Next::Control(Control::Prune(job)) => self.run_job(&job),
-                Next::Control(Control::Activate { id, reply }) => {
-                    let result = self.activate(&id);
-                    // The caller may have gone.
-                    let _ = reply.send(result);
-                }
-                Next::Control(Control::Relieve) => self.relieve(),
+                Next::Request(request) => match &mut self.loaded {
+                    Some(loaded) => take_request(&self.shared, loaded, request),
+                    None => refuse(&self.shared, request),
+                },
+                Next::Control(control) => self.control(control),
                 Next::Closed => return,
             }
+        }
+    }
+
+    fn control(&mut self, control: Control) {
+        match control {
+            Control::Prune(job) => self.run_asked_job(&job),
+            Control::Activate { id, reply } => {
+                let result = self.activate(&id);
+                // The caller may have gone.
+                let _ = reply.send(result);
+            }
+            Control::Pressure => self.react_to_pressure(),
+            Control::Relieve => self.relieve(),
         }
     }
 
@@ -135,7 +182,7 @@ impl Worker {
         fit: &PrunePlan,
         plan: Option<PlanView>,
     ) -> Result<(), ServiceError> {
-        self.unload();
+        self.retire();
         self.shared.set_readiness(Readiness::Loading);
         let result = self.load_fresh(known, model, fit, plan);
         if let Err(error) = &result {
@@ -156,18 +203,28 @@ impl Worker {
         let precision = precision(shared.options().precision.as_deref(), Precision::Int8)?;
         let pool = Arc::new(ThreadPool::new(shared.n_threads()));
         let engine = build_engine(&model, pool)?.with_precision(precision);
-        let sequence = Sequence::new(engine.session(fit.context_len, fit.kv_dtype)?);
-        let served = Arc::new(Served {
+        let served = Arc::new(Served::new(ServedParts {
             tokenizer: model.tokenizer().clone(),
             model: ModelView { active: true, ..known.view.clone() },
             plan,
             context_len: fit.context_len,
             kv_dtype: fit.kv_dtype,
             vocab_size: model.file().config().vocab_size,
-        });
+        }));
+        let limits = SlotLimits::new(engine.config(), &served, shared.options().parallel);
+        let slots = Slots::new(limits);
         shared.set_served(Some(served.clone()));
         let footprint_bytes = fit.footprint.total_bytes();
-        self.loaded = Some(Loaded { served, engine, sequence, footprint_bytes, _hold: hold });
+        self.loaded = Some(Loaded {
+            served,
+            engine,
+            slots,
+            file: model.file().clone(),
+            pacer: Pacer::new(),
+            waiting: None,
+            footprint_bytes,
+            _hold: hold,
+        });
         shared.set_last_served(None);
         shared.set_readiness(Readiness::Ready);
         tracing::info!(
@@ -180,10 +237,16 @@ impl Worker {
         Ok(())
     }
 
-    /// Lets go of the model: its cache, its mapping, its entry.
-    pub(crate) fn unload(&mut self) {
+    /// Finishes the requests that were made for the model, then lets go of it: its caches, its mapping, its entry.
+    pub(crate) fn retire(&mut self) {
+        if self.shared.readiness().is_ready() {
+            self.shared.set_readiness(Readiness::Loading);
+        }
+        // Waits for requests that are being prepared: what is queued after this is for the next model.
         self.shared.set_served(None);
-        self.loaded = None;
+        if let Some(mut loaded) = self.loaded.take() {
+            while serve_round(&self.shared, &mut loaded) {}
+        }
     }
 
     /// Acts on the latest memory hint.
@@ -191,11 +254,12 @@ impl Worker {
         match (self.shared.hints().memory(), &mut self.loaded) {
             (MemoryPressure::None, None) => self.serve_again(),
             (MemoryPressure::None, Some(_)) | (_, None) => {}
-            (MemoryPressure::Moderate, Some(loaded)) => loaded.sequence.clear(),
+            (MemoryPressure::Moderate, Some(loaded)) => loaded.drop_caches(),
             (MemoryPressure::Critical, Some(loaded)) => {
                 let id = loaded.model_id();
                 self.shared.set_last_served(Some(id));
-                self.unload();
+                // Requests at work end at once: they are told why.
+                self.retire();
                 self.shared.set_readiness(Readiness::Released);
             }
         }
@@ -242,6 +306,11 @@ impl Worker {
         Err(ServiceError::Refused { message, smallest_budget_bytes: Some(needed) })
     }
 
+    /// Lets requests wait for the next model instead of failing, when there is one before it.
+    pub(crate) fn begin_swap(&self) -> Option<Swap> {
+        self.loaded.is_some().then(|| Swap::begin(self.shared.clone()))
+    }
+
     fn activate(&mut self, id: &str) -> Result<ModelView, ServiceError> {
         if self.shared.hints().memory() == MemoryPressure::Critical {
             return Err(self.shared.end_reason());
@@ -251,6 +320,7 @@ impl Worker {
         let model = OpenModel::open(&known.path)?;
         let plan = self.fit(&model)?;
         let before = self.loaded.as_ref().map(Loaded::model_id);
+        let _swap = self.begin_swap();
         let result = self.serve(&known, model, &plan);
         if let Err(error) = &result {
             self.restore(&models, before, error);
@@ -276,88 +346,96 @@ impl Worker {
     }
 }
 
-/// Answers one request with the model that is loaded.
-pub(crate) fn handle_request(shared: &Shared, loaded: Option<&mut Loaded>, request: Request) {
-    let started = Instant::now();
-    shared.set_running(1);
-    match (request, loaded) {
-        (Request::Generate { sink, .. }, _) if sink.is_cancelled() => {
+/// Takes in what there is room for and moves every request on by a step. False when there was nothing to do.
+pub(crate) fn serve_round(shared: &Shared, loaded: &mut Loaded) -> bool {
+    while loaded.waiting.is_none() && loaded.slots.has_room() {
+        let Some(request) = shared.queue().try_request() else { break };
+        take_request(shared, loaded, request);
+    }
+    if let Some(request) = loaded.waiting.take() {
+        take_request(shared, loaded, request);
+    }
+    if loaded.slots.n_active() == 0 {
+        return false;
+    }
+    let Loaded { served, engine, slots, .. } = loaded;
+    let ended = slots.turn(engine, served, &|| shared.tick(), &|| shared.drained());
+    for Ended { result, sink, seconds } in ended {
+        let mut counters = shared.counters();
+        counters.request_took(seconds);
+        let event = finish(shared, &mut counters.view, result);
+        drop(counters);
+        sink.send(event);
+    }
+    shared.set_running(loaded.slots.n_active() as u64);
+    loaded.pacer.rest(shared.hints().thermal());
+    true
+}
+
+/// Starts a request, or puts it aside until there is room.
+fn take_request(shared: &Shared, loaded: &mut Loaded, request: Request) {
+    match request {
+        Request::Generate { sink, .. } if sink.is_cancelled() => {
             shared.counters().view.requests_cancelled_total += 1;
         }
-        (Request::Generate { sink, .. }, None) => sink.send(GenerationEvent::Failed(not_loaded(shared))),
-        (Request::Embed { reply, .. }, None) => {
-            let _ = reply.send(Err(not_loaded(shared)));
+        Request::Generate { prepared, sink } => {
+            let PreparedRequest { request, grammar } = *prepared;
+            let served = &loaded.served;
+            let decoder = reply_decoder(&served.tokenizer);
+            match Generation::new(request, decoder, grammar, served.vocab_size, served.context_len) {
+                Ok(generation) => loaded.slots.admit(generation, sink),
+                Err(error) => {
+                    let event = finish(shared, &mut shared.counters().view, Err(error.into()));
+                    sink.send(event);
+                }
+            }
         }
-        (Request::Generate { request, sink }, Some(loaded)) => generate(shared, loaded, &request, &sink),
-        (Request::Embed { tokens, reply }, Some(loaded)) => {
+        Request::Embed { tokens, reply } => {
+            if !loaded.slots.spare(tokens.len()) {
+                loaded.waiting = Some(Request::Embed { tokens, reply });
+                return;
+            }
+            shared.set_running(1);
+            let started = Instant::now();
             let cancelled = || {
                 shared.tick();
                 reply.is_closed() || shared.drained()
             };
-            let values = loaded.engine.embed(&tokens, &cancelled);
+            let session = loaded.engine.session(tokens.len(), loaded.served.kv_dtype);
+            let values = session.and_then(|mut session| session.embed(&tokens, &cancelled));
             let view = values.map(|values| EmbeddingView { values, prompt_tokens: tokens.len() });
             let mut counters = shared.counters();
             counters.view.prompt_tokens_total += tokens.len() as u64;
             counters.view.requests_failed_total += u64::from(view.is_err());
+            counters.request_took(started.elapsed().as_secs_f64());
             drop(counters);
+            shared.set_running(loaded.slots.n_active() as u64);
             // The caller may have gone.
             let _ = reply.send(view.map_err(ServiceError::from));
         }
     }
-    shared.counters().request_took(started.elapsed().as_secs_f64());
-    shared.set_running(0);
+}
+
+/// Answers a request for which there is no model.
+fn refuse(shared: &Shared, request: Request) {
+    match request {
+        Request::Generate { sink, .. } => sink.send(GenerationEvent::Failed(not_loaded(shared))),
+        Request::Embed { reply, .. } => {
+            let _ = reply.send(Err(not_loaded(shared)));
+        }
+    }
 }
 
 fn not_loaded(shared: &Shared) -> ServiceError {
     shared.served().err().unwrap_or(ServiceError::NotReady { message: "the model has just changed".into() })
 }
 
-fn generate(shared: &Shared, loaded: &mut Loaded, request: &GenerateRequest, sink: &EventSink) {
-    let Loaded { served, sequence, .. } = loaded;
-    // The request was checked against the model that was served when it came.
-    let checked = request.validate(served.vocab_size).is_ok() && request.prompt.len() < served.context_len;
-    if !checked {
-        let message = "the model has changed since the request came; send it again".to_owned();
-        sink.send(GenerationEvent::Failed(ServiceError::Conflict { message }));
-        return;
-    }
-    let cancelled = || {
-        shared.tick();
-        sink.is_cancelled() || shared.drained()
-    };
-    let mut pacer = Pacer::new();
-    let mut on_event = |event| {
-        pacer.rest(shared.hints().thermal());
-        match event {
-            GenerateEvent::Prefilled { prompt_tokens, cached_tokens } => {
-                sink.send(GenerationEvent::Started { prompt_tokens, cached_tokens });
-            }
-            GenerateEvent::Delta { text, logprobs } => {
-                let logprobs = logprobs.iter().map(|token| served.logprobs_view(token)).collect();
-                sink.send(GenerationEvent::Delta { text, logprobs });
-            }
-        }
-        ControlFlow::Continue(())
-    };
-    let mut decoder = reply_decoder(&served.tokenizer);
-    let result = catch_unwind(AssertUnwindSafe(|| {
-        sequence.generate(request, &mut decoder, &cancelled, &mut on_event)
-    }));
-    let result = match result {
-        Ok(result) => result.map_err(ServiceError::from),
-        Err(_) => {
-            // What the cache holds is unknown after a panic.
-            sequence.clear();
-            let message = "generation panicked; see the log".to_owned();
-            Err(ServiceError::Internal { message })
-        }
-    };
-    finish(shared, sink, result);
-}
-
-fn finish(shared: &Shared, sink: &EventSink, result: Result<Finished, ServiceError>) {
-    let mut counters = shared.counters();
-    let view = &mut counters.view;
+/// Counts a request that has ended and says so to its reader.
+fn finish(
+    shared: &Shared,
+    view: &mut MetricsView,
+    result: Result<Finished, ServiceError>,
+) -> GenerationEvent {
     match result {
         Ok(Finished { reason, stop_string, usage, timings }) => {
             view.prompt_tokens_total += usage.prompt_tokens as u64;
@@ -369,17 +447,16 @@ fn finish(shared: &Shared, sink: &EventSink, result: Result<Finished, ServiceErr
             if reason == FinishReason::Cancelled {
                 view.requests_cancelled_total += 1;
                 // Nobody reads this unless the service is what ended the request.
-                sink.send(GenerationEvent::Failed(shared.end_reason()));
-            } else {
-                sink.send(GenerationEvent::Finished { reason, stop_string, usage, timings });
+                return GenerationEvent::Failed(shared.end_reason());
             }
+            GenerationEvent::Finished { reason, stop_string, usage, timings }
         }
         Err(error) => {
             view.requests_failed_total += 1;
             if let ServiceError::Internal { message } = &error {
                 tracing::error!(error = message, "a request failed");
             }
-            sink.send(GenerationEvent::Failed(error));
+            GenerationEvent::Failed(error)
         }
     }
 }

@@ -123,7 +123,7 @@ async fn completions_chats_and_embeddings_are_answered() {
     }
     assert_eq!(n_logprobs, 4);
 
-    let message = ChatMessage { role: "user".into(), content: "Hello".into() };
+    let message = ChatMessage { role: "user".into(), content: "Hello".into(), ..ChatMessage::default() };
     let params = GenerationParams { max_tokens: Some(3), ..GenerationParams::default() };
     let chat = ChatRequest { messages: vec![message.clone()], params };
     assert!(matches!(read(handle.chat(&chat).unwrap()).await.end, GenerationEvent::Finished { .. }));
@@ -375,4 +375,190 @@ fn what_cannot_work_is_refused_at_the_start() {
     assert!(matches!(error, ServiceError::Data { .. }), "{error}");
     let error = start(ServiceOptions { n_threads: Some(0), ..base() });
     assert!(matches!(error, ServiceError::Invalid { .. }), "{error}");
+}
+
+/// Events of several requests in the order in which they come.
+async fn order_of_ends(streams: Vec<EventStream>) -> Vec<usize> {
+    let (sender, mut ends) = tokio::sync::mpsc::unbounded_channel();
+    for (idx, stream) in streams.into_iter().enumerate() {
+        let sender = sender.clone();
+        tokio::spawn(async move {
+            let reply = read(stream).await;
+            assert!(matches!(reply.end, GenerationEvent::Finished { .. }), "{:?}", reply.end);
+            sender.send(idx).unwrap();
+        });
+    }
+    drop(sender);
+    let mut order = Vec::new();
+    while let Some(idx) = ends.recv().await {
+        order.push(idx);
+    }
+    order
+}
+
+#[tokio::test]
+async fn short_requests_do_not_wait_for_long_ones() {
+    let running = start(|_| {}).await;
+    let handle = &running.handle;
+    let long = handle.complete(&endless(200)).unwrap();
+    let short: Vec<EventStream> = (0..3).map(|_| handle.complete(&endless(5)).unwrap()).collect();
+    let order = order_of_ends(std::iter::once(long).chain(short).collect()).await;
+    assert_eq!(order.last(), Some(&0), "{order:?}");
+    running.stop().await;
+}
+
+#[tokio::test]
+async fn requests_that_take_turns_say_what_they_say_alone_even_when_places_run_out() {
+    // Four answers of 100 tokens want more places than there are.
+    let running = start(|options| options.prune.plan.context_len = Some(128)).await;
+    let handle = &running.handle;
+    let request = |seed: u64| {
+        let mut request = endless(100);
+        request.params.sampling.temperature = 0.7;
+        request.params.sampling.seed = seed;
+        request.prompt = Prompt::Text(format!("{seed} Once upon"));
+        request
+    };
+    let mut alone = Vec::new();
+    for seed in 0..4 {
+        alone.push(read(handle.complete(&request(seed)).unwrap()).await.text);
+    }
+    let streams: Vec<EventStream> = (0..4).map(|seed| handle.complete(&request(seed)).unwrap()).collect();
+    let mut together = Vec::new();
+    for stream in streams {
+        let reply = read(stream).await;
+        assert!(matches!(reply.end, GenerationEvent::Finished { .. }), "{:?}", reply.end);
+        together.push(reply.text);
+    }
+    // Tokens read again come in other batches, whose sums may round otherwise: the first divergence, if any, is late.
+    for (alone, together) in alone.iter().zip(&together) {
+        let common = alone.bytes().zip(together.bytes()).take_while(|(a, b)| a == b).count();
+        assert!(20 <= common, "{alone:?} {together:?}");
+    }
+    assert_eq!(alone[0], together[0], "the oldest keeps its cache");
+    running.stop().await;
+}
+
+#[tokio::test]
+async fn answers_follow_schemas_and_bad_schemas_are_the_clients_fault() {
+    use secateur_service::api::Grammar;
+    let running = start(|_| {}).await;
+    let handle = &running.handle;
+    let schema = serde_json::json!({
+        "type": "object", "properties": {"ok": {"type": "boolean"}}, "required": ["ok"], "additionalProperties": false,
+    });
+    let params = GenerationParams {
+        max_tokens: Some(60),
+        grammar: Some(Grammar::JsonSchema(schema)),
+        ..GenerationParams::default()
+    };
+    let message = ChatMessage { role: "user".into(), content: "Well?".into(), ..ChatMessage::default() };
+    let chat = ChatRequest { messages: vec![message], params };
+    let text = read(handle.chat(&chat).unwrap()).await.text;
+    let value: serde_json::Value = serde_json::from_str(&text).unwrap();
+    assert!(value["ok"].is_boolean() && value.as_object().unwrap().len() == 1, "{text}");
+    let mut bad = chat.clone();
+    bad.params.grammar = Some(Grammar::Lark("start: nothing".into()));
+    assert!(matches!(handle.chat(&bad), Err(ServiceError::Invalid { param, .. }) if param == "grammar"));
+    running.stop().await;
+}
+
+#[tokio::test]
+async fn text_that_cannot_fit_is_refused_before_it_is_tokenised() {
+    let running = start(|options| options.prune.plan.context_len = Some(64)).await;
+    let long = Prompt::Text("word ".repeat(200_000));
+    let request = CompletionRequest { prompt: long, ..endless(1) };
+    let error = running.handle.complete(&request).unwrap_err();
+    assert!(
+        matches!(error, ServiceError::PromptTooLong { context_len: 64, prompt_tokens } if 64 < prompt_tokens)
+    );
+    running.stop().await;
+}
+
+#[tokio::test]
+async fn a_swap_under_load_fails_no_request() {
+    let running = start(|_| {}).await;
+    let handle = &running.handle;
+    // A second model: the same one, pruned.
+    let job = handle
+        .start_prune(PruneQuery { ratio: Some(0.2), calibration_tokens: Some(1024), ..PruneQuery::default() })
+        .unwrap();
+    assert_eq!(last_state(handle.job_events(job, None).unwrap()).await.0, JobState::Succeeded);
+    let ids: Vec<String> = handle.models().unwrap().into_iter().map(|model| model.id).collect();
+    assert_eq!(ids.len(), 2);
+    let stop = std::sync::Arc::new(std::sync::atomic::AtomicBool::new(false));
+    let clients: Vec<_> = (0..4)
+        .map(|_| {
+            let (handle, stop) = (handle.clone(), stop.clone());
+            tokio::spawn(async move {
+                let mut n_done = 0;
+                while !stop.load(std::sync::atomic::Ordering::Relaxed) {
+                    handle.swapped().await;
+                    let stream = match handle.complete(&endless(6)) {
+                        Ok(stream) => stream,
+                        Err(ServiceError::NotReady { .. }) if handle.is_swapping() => continue,
+                        Err(error) => panic!("{error}"),
+                    };
+                    let reply = read(stream).await;
+                    assert!(matches!(reply.end, GenerationEvent::Finished { .. }), "{:?}", reply.end);
+                    n_done += 1;
+                }
+                n_done
+            })
+        })
+        .collect();
+    for swap in 0..6 {
+        handle.activate_model(&ids[swap % 2]).await.unwrap();
+    }
+    stop.store(true, std::sync::atomic::Ordering::Relaxed);
+    for client in clients {
+        assert!(0 < client.await.unwrap());
+    }
+    running.stop().await;
+}
+
+#[tokio::test]
+async fn a_job_that_a_stop_interrupts_goes_on_after_the_next_start() {
+    let dir = tempfile::tempdir().unwrap();
+    let text = "The river runs past the old mill and on to the sea. ".repeat(4000);
+    let query = PruneQuery {
+        ratio: Some(0.3),
+        calibration_tokens: Some(32_768),
+        calibration_text: Some(text),
+        ..PruneQuery::default()
+    };
+    let service = Service::start(options(&dir, &tiny())).unwrap();
+    let handle = service.handle();
+    handle.watch_readiness().wait_for(Readiness::is_ready).await.unwrap();
+    let job = handle.start_prune(query.clone()).unwrap();
+    let mut events = handle.job_events(job, None).unwrap();
+    while let Some(event) = events.next().await {
+        if matches!(event.kind, JobEventKind::Progress(_)) {
+            break;
+        }
+    }
+    handle.shutdown(Duration::ZERO).await;
+    service.join();
+    assert_eq!(handle.job(job).unwrap().state, JobState::Cancelled);
+
+    let service = Service::start(options(&dir, &tiny())).unwrap();
+    let handle = service.handle();
+    handle.watch_readiness().wait_for(Readiness::is_ready).await.unwrap();
+    // It is queued right after the model is ready.
+    let id = loop {
+        if let Some(job) = handle.jobs().first() {
+            break job.id;
+        }
+        tokio::task::yield_now().await;
+    };
+    assert_eq!(last_state(handle.job_events(id, None).unwrap()).await.0, JobState::Succeeded);
+    handle.shutdown(Duration::from_secs(5)).await;
+    service.join();
+    // What has ended is not done again.
+    let service = Service::start(options(&dir, &tiny())).unwrap();
+    let handle = service.handle();
+    handle.watch_readiness().wait_for(Readiness::is_ready).await.unwrap();
+    assert!(handle.jobs().is_empty());
+    handle.shutdown(Duration::from_secs(5)).await;
+    service.join();
 }

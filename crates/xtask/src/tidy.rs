@@ -30,12 +30,13 @@ const EDGES: [(&str, &[&str]); 15] = [
 ];
 
 /// Foreign crates that only some of ours may know.
-const ROOMS: [(&str, &[&str]); 14] = [
+const ROOMS: [(&str, &[&str]); 15] = [
     ("axum", &["http-api"]),
     ("clap", &["daemon"]),
     ("faer", &["tensor"]),
     ("figment", &["daemon"]),
     ("jni", &["ffi"]),
+    ("landlock", &["daemon"]),
     ("llguidance", &["generate"]),
     ("memmap2", &["model-file"]),
     ("minijinja", &["tokenizer"]),

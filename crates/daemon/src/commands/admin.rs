@@ -1,7 +1,7 @@
 //! Commands on the host, the store and the configuration.
 
 use super::show;
-use crate::cli::{Cli, ConfigAction, DoctorCommand, ModelsAction};
+use crate::cli::{Cli, ConfigAction, DoctorCommand, ManCommand, ModelsAction};
 use crate::failure::{DATA, Failure, OK, UNAVAILABLE};
 use crate::output;
 use crate::settings::{Layers, Settings};
@@ -116,5 +116,23 @@ pub(super) fn completions(shell: clap_complete::Shell) -> Result<ExitCode, Failu
     let mut text = Vec::new();
     clap_complete::generate(shell, &mut Cli::command(), "secateur", &mut text);
     output::print(&String::from_utf8_lossy(&text))?;
+    Ok(ExitCode::from(OK))
+}
+
+/// The manual page of the program, or of every command into a folder.
+pub(super) fn man(args: &ManCommand) -> Result<ExitCode, Failure> {
+    let failed = |error: std::io::Error| Failure::new(crate::failure::IO, "io", error.to_string());
+    let command = Cli::command().disable_help_subcommand(true);
+    match &args.out {
+        Some(dir) => {
+            std::fs::create_dir_all(dir).map_err(failed)?;
+            clap_mangen::generate_to(command, dir).map_err(failed)?;
+        }
+        None => {
+            let mut text = Vec::new();
+            clap_mangen::Man::new(command).render(&mut text).map_err(failed)?;
+            output::print(&String::from_utf8_lossy(&text))?;
+        }
+    }
     Ok(ExitCode::from(OK))
 }

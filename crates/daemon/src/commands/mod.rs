@@ -31,5 +31,6 @@ pub(crate) fn run(
         Command::Models(args) => admin::models(&args.command, settings, json),
         Command::Config(args) => admin::config(&args.command, settings, layers, json),
         Command::Completions(args) => admin::completions(args.shell),
+        Command::Man(args) => admin::man(&args),
     }
 }

@@ -134,7 +134,7 @@ pub(super) fn generate(args: &GenerateCommand, settings: &Settings, json: bool) 
             max_tokens: Some(args.max_tokens),
             sampling,
             stop: args.stop.clone(),
-            logprobs: None,
+            ..GenerationParams::default()
         },
         draft: args.draft.as_deref().map(|draft| open(draft, settings)).transpose()?,
         context_len: args.context_len,

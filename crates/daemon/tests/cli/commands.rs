@@ -234,7 +234,9 @@ fn failures_have_the_exit_codes_of_sysexits_and_name_the_way_out() {
 #[test]
 fn help_version_and_completions_are_no_failures() {
     let home = Home::new();
-    for args in [vec!["--help"], vec!["--version"], vec!["prune", "--help"], vec!["completions", "bash"]] {
+    for args in
+        [vec!["--help"], vec!["--version"], vec!["prune", "--help"], vec!["completions", "bash"], vec!["man"]]
+    {
         let output = home.run(&args);
         assert_eq!(output.status.code(), Some(0), "{args:?}");
         assert!(String::from_utf8_lossy(&output.stdout).contains("secateur"), "{args:?}");

@@ -41,8 +41,14 @@ impl Home {
         for (name, _) in std::env::vars().filter(|(name, _)| name.starts_with("SECATEUR_")) {
             command.env_remove(name);
         }
-        for name in ["XDG_CONFIG_HOME", "XDG_STATE_HOME", "STATE_DIRECTORY", "NOTIFY_SOCKET", "WATCHDOG_USEC"]
-        {
+        for name in [
+            "XDG_CONFIG_HOME",
+            "XDG_STATE_HOME",
+            "STATE_DIRECTORY",
+            "NOTIFY_SOCKET",
+            "WATCHDOG_USEC",
+            "CREDENTIALS_DIRECTORY",
+        ] {
             command.env_remove(name);
         }
         command.env("HOME", self.dir.path()).current_dir(self.dir.path()).args(args);
@@ -176,6 +182,10 @@ impl Server {
             body.to_owned()
         };
         Answer { status, head: head.to_owned(), body }
+    }
+
+    pub(crate) fn id(&self) -> u32 {
+        self.child.id()
     }
 
     pub(crate) fn signal(&self, which: rustix::process::Signal) {

@@ -241,8 +241,9 @@ impl<E: Events<GenerationEvent>, S: Shape> ChunkSource<E, S> {
             Some(GenerationEvent::Started { .. }) => self.open(),
             Some(GenerationEvent::Delta { text, logprobs }) => {
                 self.open();
-                let choice = self.shape.delta(self.choice_idx, &text, &logprobs);
-                self.push_chunk(choice, None);
+                if let Some(choice) = self.shape.delta(self.choice_idx, &text, &logprobs) {
+                    self.push_chunk(choice, None);
+                }
             }
             Some(GenerationEvent::Finished { reason, usage, timings, .. }) => match reason_name(reason) {
                 Ok(reason) => self.finish_choice(reason, usage, &timings),
@@ -257,8 +258,14 @@ impl<E: Events<GenerationEvent>, S: Shape> ChunkSource<E, S> {
         self.open();
         self.total.add(usage, self.choice_idx.is_multiple_of(self.plan.n_per_prompt));
         self.shared.metrics.observe_generation(timings);
-        let choice = self.shape.closing(self.choice_idx, reason);
-        self.push_chunk(choice, Some(timings_object(&usage, timings)));
+        let mut last = self.shape.closing(self.choice_idx, reason);
+        let end = last.pop();
+        for choice in last {
+            self.push_chunk(choice, None);
+        }
+        if let Some(choice) = end {
+            self.push_chunk(choice, Some(timings_object(&usage, timings)));
+        }
         self.choices.pop_front();
         self.choice_idx += 1;
         self.is_open = false;

@@ -1,23 +1,29 @@
 //! Reads `/v1/chat/completions` requests.
 
+use super::format::{function_name, grammar, response_format};
 use super::params::{self, MAX_TOKENS, StreamMode};
+use super::tools::{Tools, tools};
 use crate::error::ApiError;
 use crate::fields::{Fields, parse_list, parse_string};
-use secateur_service::api::{ChatMessage, GenerationParams, MAX_TOP_LOGPROBS};
+use secateur_service::api::{ChatMessage, GenerationParams, Grammar, MAX_TOP_LOGPROBS};
 use serde_json::value::RawValue;
+use serde_json::{Map, Value, json};
 
 /// Most messages of a conversation.
 pub(crate) const MAX_MESSAGES: usize = 4096;
+/// Most calls in one message.
+const MAX_CALLS: usize = 128;
 /// Most parts of one message.
 const MAX_PARTS: usize = 1024;
 
 /// Every field that is documented or honoured; others are ignored, as OpenAI's clients add new ones freely.
-const FIELDS: &[&str] = &[
+pub(crate) const FIELDS: &[&str] = &[
     "audio",
     "cache_prompt",
     "frequency_penalty",
     "function_call",
     "functions",
+    "grammar",
     "logit_bias",
     "logprobs",
     "max_completion_tokens",
@@ -63,6 +69,7 @@ pub(crate) struct ChatCall {
     pub(crate) params: GenerationParams,
     pub(crate) n_choices: usize,
     pub(crate) mode: StreamMode,
+    pub(crate) tools: Tools,
 }
 
 impl ChatCall {
@@ -73,6 +80,8 @@ impl ChatCall {
         let fields = Fields::of_body(body, FIELDS)?;
         refuse_unsupported(&fields)?;
         let messages = messages(&fields)?;
+        let tools = tools(&fields)?;
+        let grammar = answer_grammar(&fields, &tools)?;
         Ok(Self {
             model: params::model(&fields)?,
             messages,
@@ -81,18 +90,40 @@ impl ChatCall {
                 sampling: params::sampling(&fields)?,
                 stop: params::stops(&fields)?,
                 logprobs: logprobs(&fields)?,
+                grammar,
+                tools: tools.described.clone(),
             },
+            tools,
             n_choices: params::n_choices(&fields)?,
             mode: params::stream_mode(&fields)?,
         })
     }
 }
 
-/// Reads the `messages` of another route's body.
+/// Reads the `messages` and `tools` of another route's body.
 /// # Errors
 /// [`ApiError`] naming the first field that is wrong.
-pub(crate) fn messages_of_body(body: &[u8]) -> Result<Vec<ChatMessage>, ApiError> {
-    messages(&Fields::of_body(body, &["messages"])?)
+pub(crate) fn conversation_of_body(body: &[u8]) -> Result<(Vec<ChatMessage>, Option<Value>), ApiError> {
+    let fields = Fields::of_body(body, &["messages", "tools"])?;
+    Ok((messages(&fields)?, tools(&fields)?.described))
+}
+
+/// The one thing that the text of the answer must follow.
+fn answer_grammar(fields: &Fields<'_>, tools: &Tools) -> Result<Option<Grammar>, ApiError> {
+    let format = response_format(fields)?;
+    let grammar = grammar(fields)?;
+    if format.is_some() && grammar.is_some() {
+        return Err(fields.bad("grammar", "absent when `response_format` asks for JSON"));
+    }
+    let wanted = format.or(grammar);
+    if wanted.is_some() && tools.are_used() {
+        let param = if fields.raw("grammar").is_some() { "grammar" } else { "response_format" };
+        return Err(ApiError::unsupported(
+            param,
+            "an answer is of a format or calls tools: \"tool_choice\": \"none\"",
+        ));
+    }
+    Ok(wanted.or(tools.forced.clone()))
 }
 
 fn messages(fields: &Fields<'_>) -> Result<Vec<ChatMessage>, ApiError> {
@@ -107,12 +138,9 @@ fn messages(fields: &Fields<'_>) -> Result<Vec<ChatMessage>, ApiError> {
 fn refuse_unsupported(fields: &Fields<'_>) -> Result<(), ApiError> {
     params::refuse_shared(fields)?;
     fields.name("prompt_cache_key")?;
-    let no_tools = "this server does not call tools";
-    fields.refuse("tools", &["[]"], no_tools)?;
-    fields.refuse("tool_choice", &["\"none\""], no_tools)?;
-    fields.refuse("parallel_tool_calls", &[], no_tools)?;
-    fields.refuse("functions", &["[]"], no_tools)?;
-    fields.refuse("function_call", &["\"none\""], no_tools)?;
+    let newer = "the newer fields `tools` and `tool_choice` are honoured";
+    fields.refuse("functions", &["[]"], newer)?;
+    fields.refuse("function_call", &["\"none\""], newer)?;
     fields.refuse("audio", &[], "answers are text")?;
     fields.refuse("modalities", &["[\"text\"]"], "answers are text: [\"text\"]")?;
     fields.refuse("prediction", &[], "predicted outputs are not used")?;
@@ -132,21 +160,7 @@ fn refuse_unsupported(fields: &Fields<'_>) -> Result<(), ApiError> {
     fields.refuse("store", &["false"], "nothing is stored: false")?;
     fields.refuse("metadata", &["{}"], "nothing is stored")?;
     fields.refuse("prompt_cache_retention", &["\"in_memory\"", "\"in-memory\""], "only \"in_memory\"")?;
-    fields.refuse("cache_prompt", &["true"], "the last prompt is always kept: true")?;
-    response_format(fields)
-}
-
-fn response_format(fields: &Fields<'_>) -> Result<(), ApiError> {
-    let Some(raw) = fields.raw("response_format") else { return Ok(()) };
-    let format = Fields::of_value(raw, "response_format", &["type"])?;
-    match format.string("type")?.as_deref() {
-        Some("text") => Ok(()),
-        Some("json_object" | "json_schema") => Err(ApiError::unsupported(
-            "response_format",
-            "answers cannot be forced into JSON: {\"type\": \"text\"}",
-        )),
-        _ => Err(format.bad("type", "\"text\"")),
-    }
+    fields.refuse("cache_prompt", &["true"], "the last prompts are always kept: true")
 }
 
 /// `max_completion_tokens`, or its old name; both only when they agree.
@@ -190,25 +204,58 @@ fn message(raw: &RawValue, idx: usize) -> Result<ChatMessage, ApiError> {
         "developer" => "system",
         "user" => "user",
         "assistant" => "assistant",
-        "tool" | "function" => {
-            return Err(ApiError::unsupported(fields.path("role"), "this server does not call tools"));
+        "tool" => "tool",
+        "function" => {
+            return Err(ApiError::unsupported(fields.path("role"), "the newer role is \"tool\""));
         }
-        _ => return Err(fields.bad("role", "system, developer, user or assistant")),
+        _ => return Err(fields.bad("role", "system, developer, user, assistant or tool")),
     };
     fields.refuse("name", &["\"\""], "templates do not name speakers")?;
-    fields.refuse("tool_calls", &["[]"], "this server does not call tools")?;
-    fields.refuse("tool_call_id", &[], "this server does not call tools")?;
-    fields.refuse("function_call", &[], "this server does not call tools")?;
+    fields.refuse("function_call", &[], "the newer field `tool_calls` is honoured")?;
     fields.refuse("audio", &[], "messages are text")?;
     fields.refuse("annotations", &["[]"], "messages are text")?;
+    let mut extra = Map::new();
+    let calls = fields.list("tool_calls", MAX_CALLS)?.unwrap_or_default();
+    if !calls.is_empty() {
+        if role != "assistant" {
+            return Err(fields.bad("tool_calls", "absent but in messages of the assistant"));
+        }
+        let path = fields.path("tool_calls");
+        let calls = calls.into_iter().enumerate().map(|(idx, raw)| tool_call(raw, &format!("{path}[{idx}]")));
+        extra.insert("tool_calls".to_owned(), calls.collect::<Result<_, _>>()?);
+    }
+    match (fields.name("tool_call_id")?, role) {
+        (Some(id), "tool") => {
+            extra.insert("tool_call_id".to_owned(), id.into());
+        }
+        (None, "tool") => return Err(fields.bad("tool_call_id", "given")),
+        (Some(_), _) => return Err(fields.bad("tool_call_id", "absent but in messages of the role tool")),
+        (None, _) => {}
+    }
     let content = match (fields.raw("content"), fields.string("refusal")?) {
         (Some(content), None) => text_of_content(content, &fields.path("content"))?,
         // A refusal that the client sends back is what the assistant said.
         (None, Some(refusal)) if role == "assistant" => refusal,
         (_, Some(_)) => return Err(fields.bad("refusal", "absent, or alone in an assistant message")),
+        // What an assistant calls may be all it says.
+        (None, None) if extra.contains_key("tool_calls") => String::new(),
         (None, None) => return Err(fields.bad("content", "given")),
     };
-    Ok(ChatMessage { role: role.to_owned(), content })
+    Ok(ChatMessage { role: role.to_owned(), content, extra })
+}
+
+/// A call in the conversation so far, with its arguments as templates want them: JSON, not text.
+fn tool_call(raw: &RawValue, path: &str) -> Result<Value, ApiError> {
+    let call = Fields::of_value(raw, path, &["id", "type", "function"])?;
+    let id = call.name("id")?;
+    call.refuse("type", &["\"function\""], "tools are functions")?;
+    let function = call.required("function", call.raw("function"))?;
+    let function = Fields::of_value(function, &call.path("function"), &["name", "arguments"])?;
+    let name = function_name(&function)?;
+    let arguments = function.string("arguments")?;
+    let arguments = function.required("arguments", arguments)?;
+    let arguments = serde_json::from_str::<Value>(&arguments).unwrap_or(Value::String(arguments));
+    Ok(json!({"id": id, "type": "function", "function": {"name": name, "arguments": arguments}}))
 }
 
 /// A string, or an array of text parts.

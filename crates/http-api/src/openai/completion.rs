@@ -1,9 +1,10 @@
 //! Reads `/v1/completions` requests.
 
+use super::format::{grammar, response_format};
 use super::params::{self, MAX_CHOICES, MAX_TOKENS, StreamMode};
 use crate::error::ApiError;
 use crate::fields::{Fields, parse_list, parse_string};
-use secateur_service::api::{GenerationParams, Prompt};
+use secateur_service::api::{GenerationParams, Grammar, Prompt};
 
 /// Most alternatives beside a token: this route's own limit.
 const MAX_COMPLETION_LOGPROBS: u64 = 5;
@@ -11,11 +12,12 @@ const MAX_COMPLETION_LOGPROBS: u64 = 5;
 const DEFAULT_MAX_TOKENS: u64 = 16;
 
 /// Every field that is documented or honoured.
-const FIELDS: &[&str] = &[
+pub(crate) const FIELDS: &[&str] = &[
     "best_of",
     "cache_prompt",
     "echo",
     "frequency_penalty",
+    "grammar",
     "logit_bias",
     "logprobs",
     "max_tokens",
@@ -25,6 +27,7 @@ const FIELDS: &[&str] = &[
     "presence_penalty",
     "prompt",
     "repetition_penalty",
+    "response_format",
     "safety_identifier",
     "seed",
     "stop",
@@ -58,7 +61,7 @@ impl CompletionCall {
         let fields = Fields::of_body(body, FIELDS)?;
         params::refuse_shared(&fields)?;
         fields.refuse("suffix", &["\"\""], "the model continues text, it does not fill gaps")?;
-        fields.refuse("cache_prompt", &["true"], "the last prompt is always kept: true")?;
+        fields.refuse("cache_prompt", &["true"], "the last prompts are always kept: true")?;
         let n_choices = params::n_choices(&fields)?;
         best_of(&fields, n_choices)?;
         let prompts = prompts(&fields)?;
@@ -83,11 +86,21 @@ impl CompletionCall {
                 sampling: params::sampling(&fields)?,
                 stop: params::stops(&fields)?,
                 logprobs,
+                grammar: answer_grammar(&fields)?,
+                tools: None,
             },
             n_choices,
             echo,
             mode: params::stream_mode(&fields)?,
         })
+    }
+}
+
+/// `grammar`, or `response_format` as newer clients send it here too.
+fn answer_grammar(fields: &Fields<'_>) -> Result<Option<Grammar>, ApiError> {
+    match (response_format(fields)?, grammar(fields)?) {
+        (Some(_), Some(_)) => Err(fields.bad("grammar", "absent when `response_format` asks for JSON")),
+        (format, grammar) => Ok(format.or(grammar)),
     }
 }
 

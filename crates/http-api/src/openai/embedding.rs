@@ -1,6 +1,6 @@
 //! `POST /v1/embeddings`: mean-pooled hidden states of unit length.
 
-use super::{params, served_model};
+use super::{ask, params};
 use crate::app::AppState;
 use crate::backend::Backend;
 use crate::body::JsonBody;
@@ -8,12 +8,16 @@ use crate::error::{ApiError, OpenAiError};
 use crate::fields::{Fields, parse_list, parse_string};
 use axum::Json;
 use axum::extract::State;
-use secateur_service::api::Prompt;
+use secateur_service::api::{EmbeddingView, Prompt};
 use serde_json::value::RawValue;
 use serde_json::{Value, json};
 
 /// Most texts of one request.
 const MAX_INPUTS: usize = 64;
+
+/// Every field that is documented or honoured.
+pub(crate) const FIELDS: &[&str] =
+    &["input", "model", "encoding_format", "dimensions", "user", "safety_identifier"];
 
 /// How vectors are written.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -30,8 +34,7 @@ struct EmbeddingCall {
 
 impl EmbeddingCall {
     fn parse(body: &[u8]) -> Result<Self, ApiError> {
-        let known = &["input", "model", "encoding_format", "dimensions", "user", "safety_identifier"];
-        let fields = Fields::of_body(body, known)?;
+        let fields = Fields::of_body(body, FIELDS)?;
         params::refuse_shared(&fields)?;
         fields.refuse("dimensions", &[], "the model's vectors have one size")?;
         let encoding = match fields.string("encoding_format")?.as_deref() {
@@ -98,12 +101,11 @@ pub(crate) async fn embed<B: Backend>(
 ) -> Result<Json<Value>, OpenAiError> {
     let _permit = state.shared.admit()?;
     let EmbeddingCall { model, inputs, encoding } = EmbeddingCall::parse(&body.0)?;
-    let served = served_model(&state.backend, model.as_deref())?;
+    let make = || embed_all(&state.backend, &inputs);
+    let (served, embeddings) = ask(&state.backend, model.as_deref(), make).await?;
     let mut data = Vec::with_capacity(inputs.len());
     let mut prompt_tokens = 0;
-    for (index, input) in inputs.iter().enumerate() {
-        let embedding =
-            state.backend.embed(input).await.map_err(|error| ApiError::from(error).about_prompt("input"))?;
+    for (index, embedding) in embeddings.into_iter().enumerate() {
         prompt_tokens += embedding.prompt_tokens;
         let values = normalised(embedding.values);
         let embedding = match encoding {
@@ -114,6 +116,15 @@ pub(crate) async fn embed<B: Backend>(
     }
     let usage = json!({"prompt_tokens": prompt_tokens, "total_tokens": prompt_tokens});
     Ok(Json(json!({"object": "list", "data": data, "model": served.id, "usage": usage})))
+}
+
+async fn embed_all<B: Backend>(backend: &B, inputs: &[Prompt]) -> Result<Vec<EmbeddingView>, ApiError> {
+    let mut embeddings = Vec::with_capacity(inputs.len());
+    for input in inputs {
+        let embedding = backend.embed(input).await;
+        embeddings.push(embedding.map_err(|error| ApiError::from(error).about_prompt("input"))?);
+    }
+    Ok(embeddings)
 }
 
 #[cfg(test)]

@@ -4,12 +4,20 @@ mod answer;
 mod chat;
 mod completion;
 mod embedding;
+mod format;
 mod params;
 mod shape;
 mod text;
+mod tools;
 
 pub(crate) use chat::ChatCall;
+#[cfg(test)]
+pub(crate) use chat::FIELDS as CHAT_FIELDS;
 pub(crate) use completion::CompletionCall;
+#[cfg(test)]
+pub(crate) use completion::FIELDS as COMPLETION_FIELDS;
+#[cfg(test)]
+pub(crate) use embedding::FIELDS as EMBEDDING_FIELDS;
 pub(crate) use embedding::embed;
 pub(crate) use text::{apply_template, detokenize, tokenize};
 
@@ -26,6 +34,8 @@ use axum::response::Response;
 use secateur_service::api::{ChatRequest, CompletionRequest, ModelView, SamplingParams};
 use serde_json::{Value, json};
 use shape::{ChatShape, CompletionShape};
+use std::future::Future;
+use std::sync::Arc;
 
 /// The model that is served, when `wanted` names it or nothing.
 ///
@@ -36,8 +46,45 @@ fn served_model<B: Backend>(backend: &B, wanted: Option<&str>) -> Result<ModelVi
     let served = status.model.filter(|_| status.readiness.is_ready());
     let served = served.ok_or_else(|| ApiError::NotReady(describe(&status.readiness)))?.model;
     match wanted {
-        Some(wanted) if wanted != served.id && wanted != served.name => Err(ApiError::MODEL_NOT_FOUND),
+        Some(wanted) if !goes_by(&served, wanted) => Err(ApiError::MODEL_NOT_FOUND),
         _ => Ok(served),
+    }
+}
+
+/// The name for whatever is served.
+const DEFAULT_MODEL: &str = "default";
+
+/// True for the model's id and name, for `default`, and for the id of the model it was pruned from: a client that was
+/// set up for that one goes on working.
+fn goes_by(served: &ModelView, wanted: &str) -> bool {
+    [&served.id, &served.name].into_iter().chain(&served.source_digest).any(|name| name == wanted)
+        || wanted == DEFAULT_MODEL
+}
+
+/// Times that a request is made again because the model was being changed.
+const MAX_SWAPS: usize = 3;
+
+/// Makes a request of the served model. While another model takes its place, the request waits for that one.
+async fn ask<B: Backend, T, F>(
+    backend: &B,
+    wanted: Option<&str>,
+    mut make: impl FnMut() -> F,
+) -> Result<(ModelView, T), ApiError>
+where
+    F: Future<Output = Result<T, ApiError>>,
+{
+    let mut swaps = 0;
+    loop {
+        backend.swapped().await;
+        let served = served_model(backend, wanted);
+        let result = match served {
+            Ok(served) => make().await.map(|answer| (served, answer)),
+            Err(error) => Err(error),
+        };
+        match result {
+            Err(ApiError::NotReady(_)) if backend.is_swapping() && swaps < MAX_SWAPS => swaps += 1,
+            other => return other,
+        }
     }
 }
 
@@ -82,19 +129,25 @@ pub(crate) async fn chat<B: Backend>(
     body: JsonBody,
 ) -> Result<Response, OpenAiError> {
     let permit = state.shared.admit()?;
-    let ChatCall { model, messages, params, n_choices, mode } = ChatCall::parse(&body.0)?;
-    let served = served_model(&state.backend, model.as_deref())?;
-    let requests: Vec<ChatRequest> = (0..n_choices)
-        .map(|choice| ChatRequest { messages: messages.clone(), params: params::for_choice(&params, choice) })
-        .collect();
+    let ChatCall { model, messages, params, n_choices, mode, tools } = ChatCall::parse(&body.0)?;
+    let requests: Arc<Vec<ChatRequest>> = Arc::new(
+        (0..n_choices)
+            .map(|choice| ChatRequest {
+                messages: messages.clone(),
+                params: params::for_choice(&params, choice),
+            })
+            .collect(),
+    );
     // All are queued at once: either every answer has its place or the client is told to come back.
-    let choices = state
-        .blocking(move |backend| {
+    let make = || {
+        let requests = requests.clone();
+        state.blocking(move |backend| {
             requests.iter().map(|request| backend.chat(request)).collect::<Result<Vec<_>, _>>()
         })
-        .await
-        .map_err(|error| error.about_prompt("messages"))?;
-    let shape = ChatShape { logprobs: params.logprobs.is_some() };
+    };
+    let asked = ask(&state.backend, model.as_deref(), make).await;
+    let (served, choices) = asked.map_err(|error| error.about_prompt("messages"))?;
+    let shape = ChatShape::new(params.logprobs.is_some(), tools);
     let envelope = envelope("chatcmpl", &served);
     let plan = AnswerPlan { mode, n_per_prompt: n_choices };
     Ok(answer(&state.shared, envelope, shape, choices, plan, permit).await?)
@@ -107,23 +160,26 @@ pub(crate) async fn complete<B: Backend>(
 ) -> Result<Response, OpenAiError> {
     let permit = state.shared.admit()?;
     let CompletionCall { model, prompts, params, n_choices, echo, mode } = CompletionCall::parse(&body.0)?;
-    let served = served_model(&state.backend, model.as_deref())?;
     let shape = CompletionShape::new(&prompts, n_choices, echo, params.logprobs.is_some());
-    let requests: Vec<CompletionRequest> = prompts
-        .iter()
-        .flat_map(|prompt| std::iter::repeat_n(prompt, n_choices))
-        .enumerate()
-        .map(|(choice, prompt)| CompletionRequest {
-            prompt: prompt.clone(),
-            params: params::for_choice(&params, choice),
-        })
-        .collect();
-    let choices = state
-        .blocking(move |backend| {
+    let requests: Arc<Vec<CompletionRequest>> = Arc::new(
+        prompts
+            .iter()
+            .flat_map(|prompt| std::iter::repeat_n(prompt, n_choices))
+            .enumerate()
+            .map(|(choice, prompt)| CompletionRequest {
+                prompt: prompt.clone(),
+                params: params::for_choice(&params, choice),
+            })
+            .collect(),
+    );
+    let make = || {
+        let requests = requests.clone();
+        state.blocking(move |backend| {
             requests.iter().map(|request| backend.complete(request)).collect::<Result<Vec<_>, _>>()
         })
-        .await
-        .map_err(|error| error.about_prompt("prompt"))?;
+    };
+    let asked = ask(&state.backend, model.as_deref(), make).await;
+    let (served, choices) = asked.map_err(|error| error.about_prompt("prompt"))?;
     let envelope = envelope("cmpl", &served);
     let plan = AnswerPlan { mode, n_per_prompt: n_choices };
     Ok(answer(&state.shared, envelope, shape, choices, plan, permit).await?)

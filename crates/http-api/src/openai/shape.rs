@@ -1,5 +1,6 @@
 //! What distinguishes chat answers from completions: the objects around text, logprobs and finish reasons.
 
+use super::tools::{Call, CallReader, Tools};
 use secateur_service::api::{Prompt, TokenLogprobView, TokenLogprobsView};
 use serde_json::{Map, Value, json};
 
@@ -13,11 +14,11 @@ pub(crate) trait Shape: Send + 'static {
     /// The first chunk of a choice, if it has one before any text.
     fn opening(&mut self, choice: usize) -> Option<Value>;
 
-    /// A chunk with text.
-    fn delta(&mut self, choice: usize, text: &str, logprobs: &[TokenLogprobsView]) -> Value;
+    /// A chunk with text, if there is something to say yet.
+    fn delta(&mut self, choice: usize, text: &str, logprobs: &[TokenLogprobsView]) -> Option<Value>;
 
-    /// The last chunk of a choice.
-    fn closing(&mut self, choice: usize, reason: &str) -> Value;
+    /// The last chunks of a choice.
+    fn closing(&mut self, choice: usize, reason: &str) -> Vec<Value>;
 
     /// A whole choice.
     fn whole(&mut self, choice: usize, text: &str, logprobs: &[TokenLogprobsView], reason: &str) -> Value;
@@ -26,10 +27,17 @@ pub(crate) trait Shape: Send + 'static {
 /// `chat.completion`.
 pub(crate) struct ChatShape {
     /// The client asked for logprobs.
-    pub(crate) logprobs: bool,
+    logprobs: bool,
+    tools: Tools,
+    /// Of the choice at work.
+    reader: CallReader,
 }
 
 impl ChatShape {
+    pub(crate) fn new(logprobs: bool, tools: Tools) -> Self {
+        Self { logprobs, reader: CallReader::new(&tools), tools }
+    }
+
     fn logprobs(&self, logprobs: &[TokenLogprobsView]) -> Value {
         if !self.logprobs {
             return Value::Null;
@@ -52,27 +60,61 @@ impl Shape for ChatShape {
     const CHUNK: &'static str = "chat.completion.chunk";
 
     fn opening(&mut self, choice: usize) -> Option<Value> {
+        self.reader = CallReader::new(&self.tools);
         let delta = json!({"role": "assistant", "content": ""});
         Some(json!({"index": choice, "delta": delta, "logprobs": null, "finish_reason": null}))
     }
 
-    fn delta(&mut self, choice: usize, text: &str, logprobs: &[TokenLogprobsView]) -> Value {
+    fn delta(&mut self, choice: usize, text: &str, logprobs: &[TokenLogprobsView]) -> Option<Value> {
+        let said = self.reader.push(text);
         let logprobs = self.logprobs(logprobs);
-        json!({"index": choice, "delta": {"content": text}, "logprobs": logprobs, "finish_reason": null})
+        // Text that may become a call waits; its logprobs do not.
+        let is_worth_it = !said.is_empty() || !logprobs.is_null();
+        is_worth_it.then(|| {
+            json!({"index": choice, "delta": {"content": said}, "logprobs": logprobs, "finish_reason": null})
+        })
     }
 
-    fn closing(&mut self, choice: usize, reason: &str) -> Value {
-        json!({"index": choice, "delta": {}, "logprobs": null, "finish_reason": reason})
+    fn closing(&mut self, choice: usize, reason: &str) -> Vec<Value> {
+        let (left, calls) = self.reader.finish();
+        let chunk = |delta: Value, reason: Value| json!({"index": choice, "delta": delta, "logprobs": null, "finish_reason": reason});
+        let mut chunks = Vec::new();
+        if !left.is_empty() {
+            chunks.push(chunk(json!({"content": left}), Value::Null));
+        }
+        for (idx, call) in calls.iter().enumerate() {
+            let mut object = call.object();
+            object["index"] = idx.into();
+            chunks.push(chunk(json!({"tool_calls": [object]}), Value::Null));
+        }
+        chunks.push(chunk(json!({}), end_reason(reason, &calls).into()));
+        chunks
     }
 
     fn whole(&mut self, choice: usize, text: &str, logprobs: &[TokenLogprobsView], reason: &str) -> Value {
+        self.reader = CallReader::new(&self.tools);
+        let mut said = self.reader.push(text);
+        let (left, calls) = self.reader.finish();
+        said.push_str(&left);
+        let mut message = json!({"role": "assistant", "content": said, "refusal": null});
+        if !calls.is_empty() {
+            if said.is_empty() {
+                message["content"] = Value::Null;
+            }
+            message["tool_calls"] = calls.iter().map(Call::object).collect();
+        }
         json!({
             "index": choice,
-            "message": {"role": "assistant", "content": text, "refusal": null},
+            "message": message,
             "logprobs": self.logprobs(logprobs),
-            "finish_reason": reason,
+            "finish_reason": end_reason(reason, &calls),
         })
     }
+}
+
+/// Calls are a reason of their own, unless the answer was cut off.
+fn end_reason<'a>(reason: &'a str, calls: &[Call]) -> &'a str {
+    if calls.is_empty() || reason != "stop" { reason } else { "tool_calls" }
 }
 
 /// `text_completion`.
@@ -126,13 +168,13 @@ impl Shape for CompletionShape {
             .then(|| json!({"index": choice, "text": echo, "logprobs": null, "finish_reason": null}))
     }
 
-    fn delta(&mut self, choice: usize, text: &str, logprobs: &[TokenLogprobsView]) -> Value {
+    fn delta(&mut self, choice: usize, text: &str, logprobs: &[TokenLogprobsView]) -> Option<Value> {
         let logprobs = self.logprobs(choice, logprobs);
-        json!({"index": choice, "text": text, "logprobs": logprobs, "finish_reason": null})
+        Some(json!({"index": choice, "text": text, "logprobs": logprobs, "finish_reason": null}))
     }
 
-    fn closing(&mut self, choice: usize, reason: &str) -> Value {
-        json!({"index": choice, "text": "", "logprobs": null, "finish_reason": reason})
+    fn closing(&mut self, choice: usize, reason: &str) -> Vec<Value> {
+        vec![json!({"index": choice, "text": "", "logprobs": null, "finish_reason": reason})]
     }
 
     fn whole(&mut self, choice: usize, text: &str, logprobs: &[TokenLogprobsView], reason: &str) -> Value {

@@ -42,13 +42,13 @@ pub(crate) async fn detokenize<B: Backend>(
     Ok(Json(json!({"content": content})))
 }
 
-/// `POST /apply-template`: `{messages}` to `{prompt}`.
+/// `POST /apply-template`: `{messages, tools}` to `{prompt}`.
 pub(crate) async fn apply_template<B: Backend>(
     State(state): State<AppState<B>>,
     body: JsonBody,
 ) -> Result<Json<Value>, OpenAiError> {
     let _permit = state.shared.admit()?;
-    let messages = chat::messages_of_body(&body.0)?;
-    let prompt = state.blocking(move |backend| backend.apply_template(&messages)).await?;
+    let (messages, tools) = chat::conversation_of_body(&body.0)?;
+    let prompt = state.blocking(move |backend| backend.apply_template(&messages, tools.as_ref())).await?;
     Ok(Json(json!({"prompt": prompt})))
 }

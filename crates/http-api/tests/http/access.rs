@@ -3,12 +3,17 @@
 use crate::fake::{Answer, Fake, MODEL, app, get, options, post, post_json, request, send};
 use axum::body::Body;
 use axum::http::{Request, StatusCode};
-use secateur_http_api::{ApiKeys, App, HttpOptions};
+use secateur_http_api::{Access, ApiKeys, App, HttpOptions};
 use serde_json::json;
 
 /// Every route of the table.
 const ROUTES: &[(&str, &str)] = &[
     ("GET", "/"),
+    ("GET", "/page.js"),
+    ("GET", "/page.css"),
+    ("GET", "/docs"),
+    ("GET", "/docs.js"),
+    ("GET", "/openapi.json"),
     ("GET", "/livez"),
     ("GET", "/readyz"),
     ("GET", "/health"),
@@ -99,6 +104,41 @@ async fn this_machine_and_configured_names_are_answered() {
     assert!(!answer.headers.contains_key("access-control-allow-origin"));
 }
 
+#[tokio::test]
+async fn pages_are_allowed_by_exact_origin_only() {
+    let cors_origins = vec!["https://app.example:8443".to_owned(), "null".to_owned()];
+    let keys = ApiKeys { user: vec!["user-key".to_owned()], admin: Vec::new() };
+    let app = App::new(Fake::new(), HttpOptions { cors_origins, keys, ..options() });
+    let with = async |method: &str, origin: &str, more: &[(&str, &str)]| {
+        let headers = [&[("host", "localhost"), ("origin", origin)], more].concat();
+        ask(&app, method, "/v1/models", &headers).await
+    };
+    let key = [("authorization", "Bearer user-key")];
+    let answer = with("GET", "https://app.example:8443", &key).await;
+    assert_eq!(answer.status, StatusCode::OK);
+    assert_eq!(answer.header("access-control-allow-origin"), "https://app.example:8443");
+    assert!(!answer.headers.contains_key("access-control-allow-credentials"));
+    let preflight =
+        [("access-control-request-method", "POST"), ("access-control-request-private-network", "true")];
+    let answer = with("OPTIONS", "https://app.example:8443", &preflight).await;
+    assert_eq!(answer.status, StatusCode::NO_CONTENT, "a preflight carries no key");
+    assert_eq!(answer.header("access-control-allow-private-network"), "true");
+    assert!(answer.header("access-control-allow-headers").contains("authorization"));
+    let answer = with("GET", "https://app.example:8443", &[]).await;
+    assert_eq!(answer.status, StatusCode::UNAUTHORIZED, "the origin is no key");
+    for origin in
+        ["https://app.example", "http://app.example:8443", "https://app.example:8443.evil.com", "null", "*"]
+    {
+        let answer = with("GET", origin, &key).await;
+        assert_eq!(answer.status, StatusCode::FORBIDDEN, "{origin}");
+        assert!(!answer.headers.contains_key("access-control-allow-origin"), "{origin}");
+    }
+    // Settings that are read again take effect at once.
+    app.access_control().set(&Access::default());
+    assert_eq!(with("GET", "https://app.example:8443", &key).await.status, StatusCode::FORBIDDEN);
+    assert_eq!(ask(&app, "GET", "/v1/models", &[("host", "localhost")]).await.status, StatusCode::OK);
+}
+
 fn keyed() -> App {
     let keys = ApiKeys { user: vec!["user-key".to_owned()], admin: vec!["admin-key".to_owned()] };
     App::new(Fake::new(), HttpOptions { keys, ..options() })
@@ -107,7 +147,10 @@ fn keyed() -> App {
 #[tokio::test]
 async fn keys_open_what_they_should() {
     let app = keyed();
-    let is_public = |path: &str| matches!(path, "/" | "/livez" | "/readyz" | "/health");
+    let is_public = |path: &str| {
+        matches!(path, "/" | "/page.js" | "/page.css" | "/docs" | "/docs.js" | "/openapi.json")
+            || matches!(path, "/livez" | "/readyz" | "/health")
+    };
     let is_admin =
         |method: &str, path: &str| method != "GET" && path.starts_with("/api/") && path != "/api/v1/plan";
     for (method, path) in ROUTES {
@@ -201,12 +244,15 @@ async fn answers_carry_safe_headers() {
         assert_eq!(answer.header("x-content-type-options"), "nosniff", "{path}");
         assert_eq!(answer.header("cache-control"), "no-store", "{path}");
     }
-    let page = get(&app, "/").await;
-    assert!(page.header("content-security-policy").starts_with("default-src 'none'"));
-    assert!(
-        !page.text.contains("http://") && !page.text.contains("https://"),
-        "the page needs nothing from elsewhere"
-    );
+    for path in ["/", "/page.js", "/page.css", "/docs", "/docs.js"] {
+        let page = get(&app, path).await;
+        let policy = page.header("content-security-policy");
+        assert!(policy.starts_with("default-src 'none'") && !policy.contains("unsafe"), "{path}");
+        assert!(
+            !page.text.contains("http://") && !page.text.contains("https://"),
+            "{path} needs nothing from elsewhere"
+        );
+    }
     let answer = post(&app, &format!("/api/v1/models/{MODEL}/activate"), "").await;
     assert_eq!(answer.status, StatusCode::OK);
 }

@@ -50,6 +50,8 @@ pub(crate) struct Script {
     pub(crate) deleted: Vec<String>,
     /// The job's events end with a final one.
     pub(crate) job_ends: bool,
+    /// Another model takes the place of the served one.
+    pub(crate) swapping: bool,
 }
 
 #[derive(Clone)]
@@ -74,6 +76,7 @@ impl Fake {
             cancelled_jobs: Vec::new(),
             activated: Vec::new(),
             deleted: Vec::new(),
+            swapping: false,
             job_ends: true,
         };
         Self { script: Arc::new(Mutex::new(script)), abandoned: Arc::default() }
@@ -250,6 +253,7 @@ impl Backend for Fake {
             readiness,
             uptime_s: 1.0,
             queued: 0,
+            running: 0,
             queue_len: 8,
             active_job: None,
             n_threads: 2,
@@ -350,8 +354,28 @@ impl Backend for Fake {
         })
     }
 
-    fn apply_template(&self, messages: &[ChatMessage]) -> Result<String, ServiceError> {
+    fn is_swapping(&self) -> bool {
+        self.with(|script| script.swapping)
+    }
+
+    async fn swapped(&self) {
+        // The swap of a script ends when somebody waits for it.
+        self.with(|script| {
+            if std::mem::take(&mut script.swapping) {
+                script.readiness = Readiness::Ready;
+            }
+        });
+    }
+
+    fn apply_template(
+        &self,
+        messages: &[ChatMessage],
+        tools: Option<&Value>,
+    ) -> Result<String, ServiceError> {
         self.allowed()?;
+        if let Some(tools) = tools {
+            return Ok(tools.to_string());
+        }
         Ok(messages.iter().map(|message| format!("<{}>{}", message.role, message.content)).collect())
     }
 

@@ -2,7 +2,7 @@
 
 use crate::fake::{Fake, app, post_json};
 use axum::http::StatusCode;
-use secateur_service::api::{ChatRequest, CompletionRequest};
+use secateur_service::api::{ChatRequest, CompletionRequest, Grammar, Readiness};
 use serde_json::{Value, json};
 
 const CHAT: &str = "/v1/chat/completions";
@@ -107,19 +107,17 @@ async fn documented_fields_without_an_effect_are_refused_by_name() {
         ("prediction", json!({"type": "content", "content": "x"})),
         ("prompt_cache_retention", json!("24h")),
         ("reasoning_effort", json!("high")),
-        ("response_format", json!({"type": "json_object"})),
-        ("response_format", json!({"type": "json_schema", "json_schema": {"name": "x", "schema": {}}})),
         ("service_tier", json!("flex")),
         ("store", json!(true)),
         ("stream_options.include_obfuscation", json!({"include_obfuscation": true})),
         ("tool_choice", json!("auto")),
-        ("tools", json!([{"type": "function", "function": {"name": "f"}}])),
+        ("tools[0].type", json!([{"type": "custom", "custom": {"name": "f"}}])),
         ("verbosity", json!("high")),
         ("web_search_options", json!({})),
         ("cache_prompt", json!(false)),
     ];
     for (param, value) in cases {
-        let field = param.split('.').next().unwrap();
+        let field = param.split(['.', '[']).next().unwrap();
         let mut body = json!({"stream": true});
         body[field] = value;
         assert_eq!(chat(body.clone()).await.unwrap_err(), (StatusCode::BAD_REQUEST, json!(param)), "{body}");
@@ -137,6 +135,162 @@ async fn documented_fields_without_an_effect_are_refused_by_name() {
             "{body}"
         );
     }
+}
+
+#[tokio::test]
+async fn formats_and_grammars_reach_the_service() {
+    let schema = json!({"type": "object", "properties": {"x": {"type": "integer"}}});
+    let named = json!({"name": "x", "strict": true, "schema": schema});
+    for (extra, want) in [
+        (json!({"response_format": {"type": "text"}}), None),
+        (json!({"response_format": {"type": "json_object"}}), Some(Grammar::JsonObject)),
+        (
+            json!({"response_format": {"type": "json_schema", "json_schema": named}}),
+            Some(Grammar::JsonSchema(schema.clone())),
+        ),
+        (json!({"grammar": "start: \"a\""}), Some(Grammar::Lark("start: \"a\"".into()))),
+        (json!({"grammar": {"lark": "start: \"a\""}}), Some(Grammar::Lark("start: \"a\"".into()))),
+        (json!({"grammar": {"regex": "a+"}}), Some(Grammar::Regex("a+".into()))),
+        (json!({"grammar": {"json_schema": schema}}), Some(Grammar::JsonSchema(schema.clone()))),
+    ] {
+        assert_eq!(chat(extra.clone()).await.unwrap().params.grammar, want, "{extra}");
+        assert_eq!(completion(extra.clone()).await.unwrap().params.grammar, want, "{extra}");
+    }
+    let long = "x".repeat(70_000);
+    for (param, extra) in [
+        ("response_format.type", json!({"response_format": {"type": "xml"}})),
+        ("response_format.json_schema", json!({"response_format": {"type": "json_schema"}})),
+        (
+            "response_format.json_schema.name",
+            json!({"response_format": {"type": "json_schema", "json_schema": {"schema": {}}}}),
+        ),
+        (
+            "response_format.json_schema.schema",
+            json!({"response_format": {"type": "json_schema", "json_schema": {"name": "x", "schema": true}}}),
+        ),
+        ("grammar", json!({"grammar": long})),
+        ("grammar", json!({"grammar": {"lark": "a", "regex": "b"}})),
+        ("grammar", json!({"grammar": {}})),
+        ("grammar", json!({"grammar": "a", "response_format": {"type": "json_object"}})),
+    ] {
+        let want = (StatusCode::BAD_REQUEST, json!(param));
+        assert_eq!(chat(extra.clone()).await.unwrap_err(), want, "{extra}");
+        assert_eq!(completion(extra.clone()).await.unwrap_err(), want, "{extra}");
+    }
+}
+
+fn tool(name: &str) -> Value {
+    json!({"type": "function", "function": {"name": name, "description": "d", "parameters": {"type": "object"}}})
+}
+
+#[tokio::test]
+async fn tools_reach_the_template_and_choices_become_grammars() {
+    let tools = json!([tool("f"), tool("g")]);
+    let params = chat(json!({"tools": tools})).await.unwrap().params;
+    assert_eq!((params.tools, params.grammar), (Some(tools.clone()), None));
+    let params = chat(json!({"tools": tools, "tool_choice": "none"})).await.unwrap().params;
+    assert_eq!((params.tools, params.grammar), (None, None));
+    let params = chat(json!({"tools": tools, "tool_choice": "required"})).await.unwrap().params;
+    let Some(Grammar::JsonSchema(schema)) = params.grammar else { panic!("{:?}", params.grammar) };
+    assert_eq!(schema["anyOf"].as_array().unwrap().len(), 2);
+    let choice = json!({"type": "function", "function": {"name": "g"}});
+    let params = chat(json!({"tools": tools, "tool_choice": choice})).await.unwrap().params;
+    let Some(Grammar::JsonSchema(schema)) = params.grammar else { panic!("{:?}", params.grammar) };
+    assert_eq!(schema["properties"]["name"]["const"], "g");
+    for (param, extra) in [
+        ("tools[1].function.name", json!({"tools": [tool("f"), tool("f")]})),
+        ("tools[0].function.name", json!({"tools": [tool("no spaces")]})),
+        ("tools[0].function", json!({"tools": [{"type": "function"}]})),
+        (
+            "tools[0].function.parameters",
+            json!({"tools": [{"type": "function", "function": {"name": "f", "parameters": 5}}]}),
+        ),
+        ("tool_choice", json!({"tools": tools, "tool_choice": "sometimes"})),
+        (
+            "tool_choice",
+            json!({"tools": tools, "tool_choice": {"type": "function", "function": {"name": "h"}}}),
+        ),
+        ("tool_choice", json!({"tools": tools, "tool_choice": {"type": "allowed_tools"}})),
+        ("tool_choice", json!({"tool_choice": "required"})),
+        ("response_format", json!({"tools": tools, "response_format": {"type": "json_object"}})),
+    ] {
+        assert_eq!(
+            chat(extra.clone()).await.unwrap_err(),
+            (StatusCode::BAD_REQUEST, json!(param)),
+            "{extra}"
+        );
+    }
+}
+
+#[tokio::test]
+async fn calls_and_results_of_tools_are_messages() {
+    let call = json!({"id": "c1", "type": "function", "function": {"name": "f", "arguments": "{\"x\": 1}"}});
+    let messages = json!([
+        {"role": "user", "content": "Hi"},
+        {"role": "assistant", "content": null, "tool_calls": [call]},
+        {"role": "tool", "tool_call_id": "c1", "content": "7"},
+    ]);
+    let request = chat(json!({"messages": messages})).await.unwrap();
+    assert_eq!(request.messages[1].extra["tool_calls"][0]["function"]["arguments"], json!({"x": 1}));
+    assert_eq!(request.messages[2].extra["tool_call_id"], "c1");
+}
+
+/// The answer of a model that writes `pieces`, whole and as chunks.
+async fn called(pieces: Vec<&'static str>, stream: bool) -> Vec<Value> {
+    let fake = Fake::new();
+    fake.with(|script| script.pieces = pieces);
+    let body = json!({
+        "messages": [{"role": "user", "content": "Hi"}], "tools": [tool("f")], "stream": stream,
+    });
+    let answer = post_json(&app(&fake), CHAT, &body).await;
+    assert_eq!(answer.status, StatusCode::OK, "{}", answer.text);
+    if !stream {
+        return vec![answer.json()["choices"][0].clone()];
+    }
+    let data = answer.data();
+    let chunks = data.iter().filter(|data| *data != "[DONE]");
+    chunks.map(|data| serde_json::from_str::<Value>(data).unwrap()["choices"][0].clone()).collect()
+}
+
+#[tokio::test]
+async fn calls_in_answers_are_told_apart_from_text() {
+    let pieces = || {
+        vec!["Let me", " see. <tool", "_call>{\"name\": \"f\", ", "\"arguments\": {\"x\": 2}}</tool_call>"]
+    };
+    let whole = &called(pieces(), false).await[0];
+    assert_eq!(whole["finish_reason"], "tool_calls");
+    assert_eq!(whole["message"]["content"], "Let me see.");
+    let function = &whole["message"]["tool_calls"][0]["function"];
+    assert_eq!((function["name"].as_str(), function["arguments"].as_str()), (Some("f"), Some("{\"x\":2}")));
+    let chunks = called(pieces(), true).await;
+    let said: String = chunks.iter().filter_map(|chunk| chunk["delta"]["content"].as_str()).collect();
+    assert_eq!(said, "Let me see.");
+    let calls: Vec<&Value> = chunks.iter().filter(|chunk| chunk["delta"]["tool_calls"].is_array()).collect();
+    assert_eq!(calls.len(), 1);
+    assert_eq!(calls[0]["delta"]["tool_calls"][0]["index"], 0);
+    assert_eq!(chunks.last().unwrap()["finish_reason"], "tool_calls");
+    let plain = &called(vec!["Just ", "text."], false).await[0];
+    assert_eq!(
+        (&plain["message"]["content"], &plain["finish_reason"]),
+        (&json!("Just text."), &json!("stop"))
+    );
+}
+
+#[tokio::test]
+async fn the_served_model_has_several_names_and_requests_wait_for_a_swap() {
+    for name in ["default", crate::fake::MODEL] {
+        assert!(chat(json!({"model": name})).await.is_ok(), "{name}");
+    }
+    let fake = Fake::new();
+    fake.with(|script| {
+        script.swapping = true;
+        script.readiness = Readiness::Loading;
+    });
+    let body = json!({"messages": [{"role": "user", "content": "Hi"}]});
+    assert_eq!(post_json(&app(&fake), CHAT, &body).await.status, StatusCode::OK);
+    // Without a swap a model that loads is no reason to wait.
+    fake.with(|script| script.readiness = Readiness::Loading);
+    assert_eq!(post_json(&app(&fake), CHAT, &body).await.status, StatusCode::SERVICE_UNAVAILABLE);
 }
 
 #[tokio::test]
@@ -183,7 +337,9 @@ async fn messages_that_are_no_text_are_refused_by_place() {
         ("messages[0]", json!([5])),
         ("messages[0].role", json!([{"content": "x"}])),
         ("messages[0].role", json!([{"role": "king", "content": "x"}])),
-        ("messages[0].role", json!([{"role": "tool", "content": "x", "tool_call_id": "1"}])),
+        ("messages[0].role", json!([{"role": "function", "name": "f", "content": "x"}])),
+        ("messages[0].tool_call_id", json!([{"role": "tool", "content": "x"}])),
+        ("messages[0].tool_call_id", json!([{"role": "user", "content": "x", "tool_call_id": "1"}])),
         ("messages[1].content", json!([{"role": "user", "content": "x"}, {"role": "user"}])),
         ("messages[0].content", json!([{"role": "user", "content": 5}])),
         ("messages[0].content", json!([{"role": "user", "content": []}])),
@@ -202,7 +358,7 @@ async fn messages_that_are_no_text_are_refused_by_place() {
         ("messages[0].content[0]", json!([{"role": "user", "content": ["x"]}])),
         ("messages[0].name", json!([{"role": "user", "content": "x", "name": "ann"}])),
         (
-            "messages[0].tool_calls",
+            "messages[0].tool_calls[0].function",
             json!([{"role": "assistant", "content": "x", "tool_calls": [{"id": "1"}]}]),
         ),
         ("messages[0].function_call", json!([{"role": "assistant", "content": "x", "function_call": {}}])),

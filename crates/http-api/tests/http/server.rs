@@ -1,13 +1,13 @@
 //! The server over real sockets: clients that leave, dawdle or overdo it, and its own end.
 
 use crate::fake::{Fake, options};
-use secateur_http_api::{App, Drained, HttpOptions};
+use secateur_http_api::{ApiKeys, App, Drained, HttpOptions, Listener};
 use std::net::SocketAddr;
 use std::sync::Arc;
 use std::sync::atomic::Ordering;
 use std::time::Duration;
 use tokio::io::{AsyncReadExt, AsyncWriteExt};
-use tokio::net::{TcpListener, TcpStream};
+use tokio::net::{TcpListener, TcpStream, UnixListener, UnixStream};
 use tokio::sync::{Semaphore, oneshot};
 use tokio::task::JoinHandle;
 
@@ -281,4 +281,33 @@ async fn requests_that_are_no_http_do_no_harm() {
     client.read_to_end().await;
     assert!(client.seen.starts_with("HTTP/1.1 200"), "{}", client.seen);
     assert_eq!(server.end().await, Drained::All);
+}
+
+#[tokio::test]
+async fn whoever_may_open_the_unix_socket_needs_no_key() {
+    let dir = tempfile::tempdir().unwrap();
+    let path = dir.path().join("socket");
+    let listeners = vec![
+        Listener::Tcp(TcpListener::bind("127.0.0.1:0").await.unwrap()),
+        Listener::Unix(UnixListener::bind(&path).unwrap()),
+    ];
+    let Listener::Tcp(tcp) = &listeners[0] else { unreachable!("made above") };
+    let address = tcp.local_addr().unwrap();
+    let keys = ApiKeys { user: Vec::new(), admin: vec!["admin-key-of-some-length".to_owned()] };
+    let (stop, stopped) = oneshot::channel::<()>();
+    let app = App::new(Fake::new(), HttpOptions { keys, ..options() });
+    let served = tokio::spawn(app.serve_all(listeners, async { drop(stopped.await) }, PATIENCE));
+    let request = b"GET /v1/models HTTP/1.1\r\nhost: localhost\r\nconnection: close\r\n\r\n";
+    let mut text = String::new();
+    let mut unix = UnixStream::connect(&path).await.unwrap();
+    unix.write_all(request).await.unwrap();
+    unix.read_to_string(&mut text).await.unwrap();
+    assert!(text.starts_with("HTTP/1.1 200"), "{text}");
+    let mut text = String::new();
+    let mut tcp = TcpStream::connect(address).await.unwrap();
+    tcp.write_all(request).await.unwrap();
+    tcp.read_to_string(&mut text).await.unwrap();
+    assert!(text.starts_with("HTTP/1.1 401"), "{text}");
+    stop.send(()).unwrap();
+    assert_eq!(served.await.unwrap().unwrap(), Drained::All);
 }

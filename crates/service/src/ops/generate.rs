@@ -111,7 +111,11 @@ pub fn generate(
     let tokenizer = model.tokenizer();
     let prompt = match options.kind {
         PromptKind::Chat => {
-            let message = ChatMessage { role: "user".into(), content: options.prompt.clone() };
+            let message = ChatMessage {
+                role: "user".into(),
+                content: options.prompt.clone(),
+                ..ChatMessage::default()
+            };
             chat_tokens(tokenizer, &[message])?
         }
         PromptKind::Text => {
