@@ -253,6 +253,19 @@ impl LayerRunner {
         Ok(Some(InnerRun { values: self.run_plan(plan, hidden)? }))
     }
 
+    /// The input of q/k/v or of gate/up: `hidden` `[n, hidden_size]` through the norm of a sub-layer, into `out`.
+    /// False when the layer does not have it.
+    pub fn normed(&self, sublayer: Sublayer, hidden: &[f32], out: &mut [f32]) -> bool {
+        let norm = match sublayer {
+            Sublayer::Attn => self.layer.attn.as_ref().map(|attn| self.layer.attn_norm(attn)),
+            Sublayer::Mlp => self.layer.mlp.as_ref().map(|mlp| self.layer.mlp_norm(mlp)),
+        };
+        if let Some(norm) = norm {
+            self.layer.normed(norm, hidden, out);
+        }
+        norm.is_some()
+    }
+
     fn run_plan(&self, plan: &Plan, hidden: &[f32]) -> Result<TVec<TValue>, EngineError> {
         let n = hidden.len() / self.layer.hidden_size;
         let run = Tensor::from_shape(&[n, self.layer.hidden_size], hidden)

@@ -1,12 +1,11 @@
 //! Turns a decision about one layer into matrices in their storage dtype.
 
 use crate::error::PruneError;
-use crate::layer_pass::numeric;
 use crate::matrix::gather;
-use crate::methods::Recovery;
+use crate::methods::{Recovery, unit_range};
 use crate::overlay::LayerWeights;
-use crate::refit::Damping;
-use crate::rounding::{feeds_back, round_with_feedback};
+use crate::projection::numeric;
+use crate::rounding::{Feedback, feeds_back};
 use crate::stats::LayerStats;
 use bytes::Bytes;
 use secateur_model::{LayerConfig, LayerIdx, WeightId, WeightRole, WeightSource};
@@ -38,6 +37,19 @@ pub(crate) fn to_matrix(
         quantize(dtype, row, out).map_err(|error| numeric(error.to_string()))?;
     }
     WeightMatrix::new(dtype, n_rows, n_cols, Bytes::from(bytes)).map_err(|error| numeric(error.to_string()))
+}
+
+/// The matrix in `dtype`, its rounding error fed back.
+pub(crate) fn round_matrix(
+    pool: &ThreadPool,
+    layer_idx: LayerIdx,
+    matrix: &WeightMatrix,
+    feedback: &Feedback,
+    dtype: DType,
+) -> Result<WeightMatrix, PruneError> {
+    let bytes = feedback.round(pool, matrix.to_f32(), dtype).map_err(|error| numeric(layer_idx, &error))?;
+    WeightMatrix::new(dtype, matrix.n_rows(), matrix.n_cols(), Bytes::from(bytes))
+        .map_err(|error| numeric(layer_idx, &error))
 }
 
 /// The rows `rows` of `matrix` in `dtype`; bytes are copied when the dtype is already right.
@@ -95,9 +107,9 @@ pub(crate) fn convert_layer(
     Ok(weights)
 }
 
-/// Stores a recovered down projection `[n_out, kept]`; block formats feed their rounding error back through
-/// the Gram matrix of the statistics, where there is one.
-pub(crate) fn store_down(
+/// Stores a recovered output projection `[n_out, kept columns]`; block formats feed their rounding error back
+/// through the Gram matrix of the statistics, where there is one.
+pub(crate) fn store_projection(
     pool: &ThreadPool,
     layer_idx: LayerIdx,
     recovery: &mut Recovery,
@@ -112,47 +124,227 @@ pub(crate) fn store_down(
         return to_matrix(layer_idx, &weight, n_out, n_kept, dtype);
     };
     let fail = |error: &dyn std::error::Error| numeric(layer_idx, error);
-    let mut damped = gather(&gram, stats.n_in, kept).map_err(|error| fail(&error))?;
-    let diagonal: Vec<f64> = (0..n_kept).map(|at| damped[at * n_kept + at]).collect();
-    for (at, lambda) in Damping::DEFAULT.lambda(&diagonal).into_iter().enumerate() {
-        damped[at * n_kept + at] += lambda;
-    }
-    let bytes = round_with_feedback(pool, weight, n_kept, damped, dtype).map_err(|error| fail(&error))?;
+    let gram = gather(&gram, stats.n_in, kept).map_err(|error| fail(&error))?;
+    let bytes = Feedback::of_gram(gram, n_kept).and_then(|feedback| feedback.round(pool, weight, dtype));
+    let bytes = bytes.map_err(|error| fail(&error))?;
     WeightMatrix::new(dtype, n_out, n_kept, Bytes::from(bytes)).map_err(|error| fail(&error))
 }
 
-/// Cuts the MLP of a layer to the neurons `kept`, with the recovered down projection `down` and its bias.
-///
-/// `student` holds the layer in its storage dtypes; `down` is `[hidden, kept]`.
-pub(crate) fn cut_mlp(
+/// Rows of a matrix or entries of a vector that stay.
+struct Rows<'a> {
+    matrix: WeightRole,
+    bias: WeightRole,
+    kept: &'a [usize],
+}
+
+/// Takes the rows that stay of every matrix of `cuts` and of its bias, and puts the recovered projection with its
+/// bias beside them. `student` holds the layer in its storage dtypes.
+fn cut(
     student: &dyn WeightSource,
     layer_idx: LayerIdx,
-    kept: &[usize],
-    down: WeightMatrix,
-    bias: Option<&[f32]>,
+    cuts: &[Rows<'_>],
+    (role, bias_role): (WeightRole, WeightRole),
+    recovered: Recovered<'_>,
 ) -> Result<LayerWeights, PruneError> {
     let mut weights = LayerWeights::new();
-    for role in [WeightRole::GateProj, WeightRole::UpProj] {
-        let matrix = student.require(WeightId::layer(layer_idx, role))?;
-        weights.insert(role, take_rows(layer_idx, &matrix, kept, matrix.dtype())?);
-    }
-    for role in [WeightRole::GateBias, WeightRole::UpBias] {
-        if let Some(vector) = student.weight(WeightId::layer(layer_idx, role))? {
-            weights.insert(role, take_entries(&vector, kept, layer_idx)?);
+    for rows in cuts {
+        let matrix = student.require(WeightId::layer(layer_idx, rows.matrix))?;
+        weights.insert(rows.matrix, take_rows(layer_idx, &matrix, rows.kept, matrix.dtype())?);
+        if let Some(vector) = student.weight(WeightId::layer(layer_idx, rows.bias))? {
+            weights.insert(rows.bias, take_entries(&vector, rows.kept, layer_idx)?);
         }
     }
-    let n_out = down.n_rows();
-    weights.insert(WeightRole::DownProj, down);
-    if let Some(bias) = bias {
-        let old = student.weight(WeightId::layer(layer_idx, WeightRole::DownBias))?;
+    let n_out = recovered.weight.n_rows();
+    weights.insert(role, recovered.weight);
+    if let Some(bias) = recovered.bias {
+        let old = student.weight(WeightId::layer(layer_idx, bias_role))?;
         let mut sum = old.map_or_else(|| vec![0.0; n_out], |old| old.to_f32());
         sum.iter_mut().zip(bias).for_each(|(sum, bias)| *sum += bias);
-        weights.insert(WeightRole::DownBias, to_matrix(layer_idx, &sum, 1, n_out, DType::F32)?);
+        weights.insert(bias_role, to_matrix(layer_idx, &sum, 1, n_out, DType::F32)?);
     }
     Ok(weights)
 }
 
-/// The shape of a layer whose MLP keeps `width` neurons.
-pub(crate) fn narrowed(layer: LayerConfig, width: usize) -> LayerConfig {
-    LayerConfig { intermediate_size: width, ..layer }
+/// An output projection as it is stored, and what is added to its bias.
+pub(crate) struct Recovered<'a> {
+    /// `[hidden, kept columns]`.
+    pub(crate) weight: WeightMatrix,
+    /// `[hidden]`.
+    pub(crate) bias: Option<&'a [f32]>,
+}
+
+/// Cuts the MLP of a layer to the neurons `kept`.
+pub(crate) fn cut_mlp(
+    student: &dyn WeightSource,
+    layer_idx: LayerIdx,
+    kept: &[usize],
+    down: Recovered<'_>,
+) -> Result<LayerWeights, PruneError> {
+    use WeightRole::{DownBias, DownProj, GateBias, GateProj, UpBias, UpProj};
+    let cuts = [Rows { matrix: GateProj, bias: GateBias, kept }, Rows { matrix: UpProj, bias: UpBias, kept }];
+    cut(student, layer_idx, &cuts, (DownProj, DownBias), down)
+}
+
+/// Cuts the attention of a layer to the KV groups `kept`: query heads leave with the key and value head they read.
+pub(crate) fn cut_attention(
+    student: &dyn WeightSource,
+    layer_idx: LayerIdx,
+    kept: &[usize],
+    output: Recovered<'_>,
+) -> Result<LayerWeights, PruneError> {
+    use WeightRole::{KBias, KProj, OBias, OProj, QBias, QProj, VBias, VProj};
+    let config = student.config();
+    let kv_rows = unit_range(kept, config.head_dim);
+    let q_rows = unit_range(kept, config.head_dim * config.layers[layer_idx].heads_per_kv_group());
+    let cuts = [
+        Rows { matrix: QProj, bias: QBias, kept: &q_rows },
+        Rows { matrix: KProj, bias: KBias, kept: &kv_rows },
+        Rows { matrix: VProj, bias: VBias, kept: &kv_rows },
+    ];
+    cut(student, layer_idx, &cuts, (OProj, OBias), output)
+}
+
+/// The shape of a layer that keeps `width` neurons and `kv_groups` KV groups.
+pub(crate) fn narrowed(layer: LayerConfig, width: usize, kv_groups: usize) -> LayerConfig {
+    LayerConfig {
+        num_attention_heads: kv_groups * layer.heads_per_kv_group(),
+        num_key_value_heads: kv_groups,
+        intermediate_size: width,
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::overlay::{OverlaySource, read_layer, write_layer};
+    use secateur_engine::{LayerRunner, Sublayer};
+    use secateur_model::{Architecture, ModelConfig, RopeLayout, RopeScaling, WeightError};
+    use secateur_test_support::Rng;
+    use std::collections::BTreeMap;
+    use std::sync::Arc;
+
+    const HIDDEN: usize = 16;
+    const HEAD_DIM: usize = 4;
+
+    struct Source(ModelConfig, BTreeMap<WeightRole, WeightMatrix>);
+
+    impl WeightSource for Source {
+        fn config(&self) -> &ModelConfig {
+            &self.0
+        }
+
+        fn weight(&self, id: WeightId) -> Result<Option<WeightMatrix>, WeightError> {
+            Ok(self.1.get(&id.role).cloned())
+        }
+
+        fn give_back(&self, _id: WeightId) {}
+    }
+
+    /// One layer with six query heads over three KV heads and biases everywhere.
+    fn source() -> Source {
+        use WeightRole::{
+            AttnNorm, DownBias, DownProj, GateBias, GateProj, KBias, KProj, MlpNorm, OBias, OProj, QBias,
+            QProj, UpBias, UpProj, VBias, VProj,
+        };
+        let layer = LayerConfig { num_attention_heads: 6, num_key_value_heads: 3, intermediate_size: 8 };
+        let config = ModelConfig {
+            architecture: Architecture::Llama,
+            name: String::new(),
+            hidden_size: HIDDEN,
+            vocab_size: 32,
+            head_dim: HEAD_DIM,
+            max_position_embeddings: 64,
+            rms_norm_eps: 1e-5,
+            rope_theta: 10_000.0,
+            rope_layout: RopeLayout::Halves,
+            rope_scaling: RopeScaling::None,
+            tie_word_embeddings: true,
+            layers: vec![layer],
+        };
+        let shapes = [
+            (AttnNorm, 1, HIDDEN),
+            (MlpNorm, 1, HIDDEN),
+            (QProj, 24, HIDDEN),
+            (QBias, 1, 24),
+            (KProj, 12, HIDDEN),
+            (KBias, 1, 12),
+            (VProj, 12, HIDDEN),
+            (VBias, 1, 12),
+            (OProj, HIDDEN, 24),
+            (OBias, 1, HIDDEN),
+            (GateProj, 8, HIDDEN),
+            (GateBias, 1, 8),
+            (UpProj, 8, HIDDEN),
+            (UpBias, 1, 8),
+            (DownProj, HIDDEN, 8),
+            (DownBias, 1, HIDDEN),
+        ];
+        let mut rng = Rng::new(7);
+        let mut matrix = |n_rows: usize, n_cols: usize| {
+            let values: Vec<f32> = (0..n_rows * n_cols).map(|_| rng.normal()).collect();
+            to_matrix(0, &values, n_rows, n_cols, DType::F32).unwrap()
+        };
+        let weights = shapes.into_iter().map(|(role, n_rows, n_cols)| (role, matrix(n_rows, n_cols)));
+        Source(config, weights.collect())
+    }
+
+    fn masked(weight: &WeightMatrix, kept: &[usize]) -> (Vec<f32>, Vec<f32>) {
+        let (values, n_cols) = (weight.to_f32(), weight.n_cols());
+        let masked = values.iter().enumerate();
+        let masked = masked.map(|(at, &value)| if kept.contains(&(at % n_cols)) { value } else { 0.0 });
+        let sliced = values.chunks(n_cols).flat_map(|row| kept.iter().map(|&at| row[at])).collect();
+        (masked.collect(), sliced)
+    }
+
+    fn run(source: &dyn WeightSource, sublayer: Sublayer) -> Vec<f32> {
+        let mut rng = Rng::new(9);
+        let hidden: Vec<f32> = (0..5 * HIDDEN).map(|_| rng.normal()).collect();
+        let runner = LayerRunner::new(source, 0, Arc::new(ThreadPool::new(1))).unwrap();
+        runner.run(sublayer, &hidden).unwrap().unwrap().output().to_vec()
+    }
+
+    /// What is cut equals the same layer with the inputs of its output projection masked, also after a way through a
+    /// layer file.
+    fn check_cut(role: WeightRole, units: &[usize], unit_len: usize, shape: LayerConfig) {
+        let mut base = source();
+        let columns = unit_range(units, unit_len);
+        let (masked, sliced) = masked(&base.1[&role], &columns);
+        let weight = to_matrix(0, &sliced, HIDDEN, columns.len(), DType::F32).unwrap();
+        let bias = vec![0.5; HIDDEN];
+        let recovered = Recovered { weight, bias: Some(&bias) };
+        let (weights, sublayer, bias_role) = match role {
+            WeightRole::OProj => {
+                (cut_attention(&base, 0, units, recovered), Sublayer::Attn, WeightRole::OBias)
+            }
+            _ => (cut_mlp(&base, 0, units, recovered), Sublayer::Mlp, WeightRole::DownBias),
+        };
+        let dir = tempfile::tempdir().unwrap();
+        let path = dir.path().join("layer");
+        write_layer(&path, &weights.unwrap()).unwrap();
+        base.1.insert(role, to_matrix(0, &masked, HIDDEN, masked.len() / HIDDEN, DType::F32).unwrap());
+        let shifted: Vec<f32> = base.1[&bias_role].to_f32().iter().map(|value| value + 0.5).collect();
+        base.1.insert(bias_role, to_matrix(0, &shifted, 1, HIDDEN, DType::F32).unwrap());
+        let want = run(&base, sublayer);
+        let mut cut = OverlaySource::new(Arc::new(source()));
+        cut.put_memory(0, shape, read_layer(&path).unwrap());
+        for (got, want) in run(&cut, sublayer).iter().zip(want) {
+            assert!((got - want).abs() < 1e-4, "{got} is not {want}");
+        }
+    }
+
+    #[test]
+    fn whole_kv_groups_leave_an_attention() {
+        let layer = source().0.layers[0];
+        for units in [&[0, 2][..], &[1], &[0, 1, 2]] {
+            check_cut(WeightRole::OProj, units, 2 * HEAD_DIM, narrowed(layer, 8, units.len()));
+        }
+    }
+
+    #[test]
+    fn neurons_leave_an_mlp() {
+        let layer = source().0.layers[0];
+        for units in [&[0, 3, 5][..], &[7], &[0, 1, 2, 3, 4, 5, 6, 7]] {
+            check_cut(WeightRole::DownProj, units, 1, narrowed(layer, units.len(), 3));
+        }
+    }
 }

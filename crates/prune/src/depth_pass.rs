@@ -4,10 +4,11 @@ use crate::calibration::WINDOW_LEN;
 use crate::comp::LayerImportance;
 use crate::error::PruneError;
 use crate::job::{Job, Stage};
-use crate::layer_pass::{LayerDecision, advance_layer, numeric};
+use crate::layer_pass::{LayerDecision, advance_layer};
 use crate::measure::Decisions;
 use crate::methods::DepthMethod;
 use crate::pipeline::measured_share;
+use crate::projection::numeric;
 use crate::streams::Side;
 use secateur_engine::{Head, LayerRunner};
 use secateur_model::LayerIdx;
@@ -17,7 +18,7 @@ use std::time::Instant;
 const INFLUENCE_WINDOWS: usize = 16;
 /// Windows whose loss SLEB compares; each comparison is a run of the model over them.
 const LOSS_WINDOWS: usize = 2;
-const RECORD: &str = "depth.json";
+const RECORD: &str = "probe-depth.json";
 
 /// Decides which layers leave so that the share removed comes closest to what was asked.
 pub(crate) fn decide_depth(job: &mut Job<'_>, method: DepthMethod) -> Result<Decisions, PruneError> {
@@ -41,7 +42,7 @@ pub(crate) fn decide_depth(job: &mut Job<'_>, method: DepthMethod) -> Result<Dec
     };
     job.resume_at(measured_share(1.0));
     let config = job.request.source.config();
-    let keep = |layer_idx: usize| LayerDecision::Width(config.layers[layer_idx].intermediate_size);
+    let keep = |layer_idx: usize| LayerDecision::whole(&config.layers[layer_idx]);
     let mut layers: Vec<LayerDecision> = (0..n_layers).map(keep).collect();
     removed.into_iter().for_each(|layer_idx| layers[layer_idx] = LayerDecision::Remove);
     Ok(Decisions { layers, importance: influence })

@@ -69,6 +69,8 @@ pub struct FootprintInputs {
     pub head_row_bytes: u64,
     /// Rows of the head.
     pub vocab_size: usize,
+    /// Layers.
+    pub n_layers: usize,
     /// Calibration tokens, held-out ones included.
     pub n_tokens: usize,
     /// Threads that compute.
@@ -94,6 +96,8 @@ pub struct MethodNeeds {
     pub squares: usize,
     /// The damage sweep runs before.
     pub sweep: bool,
+    /// Sums of all layers are held at once before.
+    pub pooled: bool,
 }
 
 impl FootprintInputs {
@@ -131,6 +135,7 @@ impl FootprintInputs {
             mlp_bytes: (stored as f64 * mlp_share) as u64,
             head_row_bytes: head.row_bytes() as u64,
             vocab_size: config.vocab_size,
+            n_layers: config.n_layers(),
             n_tokens: 0,
             n_threads: 1,
             runtime_bytes: 0,
@@ -313,6 +318,9 @@ impl<'a> Sizes<'a> {
         let attn = 4 * window * (2 * self.d + 2 * q_width + 4 * kv_width).max(4 * self.d + q_width);
         let mlp = 4 * rows * (4 * self.d + self.k);
         let (gram, cross) = self.sums();
+        let method = self.inputs.method;
+        let attention_gram = if method.sweep && gram != 0 { 4 * q_width * q_width } else { 0 };
+        let moments = 16 * (self.k + q_width) * self.inputs.n_layers as u64 * u64::from(method.pooled);
         Phase::new(
             "windows",
             &[
@@ -323,7 +331,9 @@ impl<'a> Sizes<'a> {
                 ("layer buffers, teacher and student", 2 * self.scratch()),
                 ("thread panels", self.threads()),
                 ("Gram matrix", gram),
+                ("Gram matrix of the attention", attention_gram),
                 ("cross products", cross),
+                ("sums of all layers", moments),
             ],
         )
     }
@@ -430,8 +440,15 @@ impl<'a> Sizes<'a> {
 mod tests {
     use super::*;
 
-    const SECOND_ORDER: MethodNeeds =
-        MethodNeeds { gram: true, cross: true, projections: 0, reads_by_rows: true, squares: 1, sweep: true };
+    const SECOND_ORDER: MethodNeeds = MethodNeeds {
+        gram: true,
+        cross: true,
+        projections: 0,
+        reads_by_rows: true,
+        squares: 1,
+        sweep: true,
+        pooled: false,
+    };
 
     fn inputs(hidden_size: usize, intermediate_size: usize) -> FootprintInputs {
         FootprintInputs {
@@ -444,6 +461,7 @@ mod tests {
             mlp_bytes: (3 * hidden_size * intermediate_size) as u64,
             head_row_bytes: hidden_size as u64,
             vocab_size: 32_000,
+            n_layers: 32,
             n_tokens: 2048,
             n_threads: 2,
             runtime_bytes: 20 << 20,

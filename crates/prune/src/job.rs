@@ -119,6 +119,9 @@ pub struct LayerReport {
     pub recovery: String,
     /// Neurons of the base model that stay, ascending; empty when all stay or none.
     pub kept_neurons: Vec<usize>,
+    /// KV groups of the base model that stay, ascending; empty when all stay or none.
+    #[serde(default)]
+    pub kept_kv_groups: Vec<usize>,
     /// Digest of the layer's new matrices.
     pub digest: String,
 }

@@ -1,28 +1,26 @@
-//! One layer of the pruning pass: statistics of its inputs, selection, recovery, and the streams moved on.
+//! One layer of the pruning pass: attention and MLP are cut one after the other, each on what the layers before it
+//! left, and the streams are moved on.
 //!
-//! Memory: the layer's mapped pages, one window of activations, and the statistics of its down projection
+//! Memory: the layer's mapped pages, one window of activations, and the statistics of one output projection
 //! (`4 k^2 + 4 k d` bytes) with the solver's work space.
 
-use crate::apply::{convert_layer, cut_mlp, narrowed, storage_dtype, store_down};
+use crate::apply::{convert_layer, cut_attention, cut_mlp, narrowed, round_matrix, storage_dtype};
 use crate::calibration::WINDOW_LEN;
 use crate::error::PruneError;
 use crate::footprint::SumsIn;
 use crate::job::{Job, LayerReport};
-use crate::matrix::{MatrixView, RowStore};
-use crate::methods::{InputSource, Linear, Needs, Recovery, select_neurons};
-use crate::numeric::NumericError;
-use crate::overlay::{LayerWeights, OverlaySource, write_layer};
-use crate::refit::{Damping, FitMatrices, FitProblem, refit};
+use crate::methods::InputSource;
+use crate::overlay::{LayerWeights, OverlaySource, read_layer, write_layer};
+use crate::projection::{Projection, Wanted, accumulate, numeric, settle_sums};
 use crate::registry::Method;
-use crate::speed::{first_pass_flops, second_pass_flops, solve_flops};
-use crate::spill::{DiskMatrix, WeightRows};
-use crate::stats::{LayerStats, StoredSums, TargetStats};
+use crate::rounding::{Feedback, is_coarse};
+use crate::speed::{attention_pass_flops, first_pass_flops, second_pass_flops};
+use crate::stats::LayerStats;
 use crate::streams::Side;
 use secateur_engine::{LayerRunner, Sublayer};
-use secateur_model::{LayerIdx, WeightId, WeightRole};
+use secateur_model::{LayerConfig, LayerIdx, WeightId, WeightRole, WeightSource};
 use secateur_tensor::kernels::heap::release_free_heap;
-use secateur_tensor::kernels::{cross_accumulate, gram_accumulate, mirror_upper};
-use std::sync::Arc;
+use secateur_tensor::kernels::{gram_accumulate, mirror_upper};
 use std::time::Instant;
 
 /// What is to be done with a layer.
@@ -30,8 +28,20 @@ use std::time::Instant;
 pub(crate) enum LayerDecision {
     /// Remove it whole.
     Remove,
-    /// Keep this many MLP neurons.
-    Width(usize),
+    /// Keep this much of it.
+    Keep {
+        /// MLP neurons.
+        width: usize,
+        /// Key/value heads, each with the query heads that read it.
+        kv_groups: usize,
+    },
+}
+
+impl LayerDecision {
+    /// Keep all of a layer.
+    pub(crate) fn whole(layer: &LayerConfig) -> Self {
+        Self::Keep { width: layer.intermediate_size, kv_groups: layer.num_key_value_heads }
+    }
 }
 
 /// Sums of squares that tell how far the student has drifted from the teacher.
@@ -76,41 +86,52 @@ pub(crate) fn prune_layer(
         held_out_drift: 0.0,
         recovery: "none".to_owned(),
         kept_neurons: Vec::new(),
+        kept_kv_groups: Vec::new(),
         digest: String::new(),
     };
     let mut student = OverlaySource::new(source.clone());
     match decision {
         LayerDecision::Remove => student.remove_layer(layer_idx),
-        LayerDecision::Width(width) => {
-            let request = job.request;
-            let convert = || convert_layer(source.as_ref(), layer_idx, request.dtype);
-            student.put_memory(layer_idx, shape, convert()?);
+        LayerDecision::Keep { width, kv_groups } => {
             report.intermediate_size = width;
-            report.num_key_value_heads = shape.num_key_value_heads;
-            let cut = (width < shape.intermediate_size).then_some((method, width));
-            let stats = first_pass(job, layer_idx, &student, cut.map(|(method, _)| method))?;
+            report.num_key_value_heads = kv_groups;
+            let requantizes = requantizes(job, method);
+            let mut layer = LayerAtWork { job: &mut *job, layer_idx, shape, has_file: false };
+            student.put_memory(layer_idx, shape, layer.weights()?);
+            if requantizes {
+                layer.requantize(&mut student, Sublayer::Attn)?;
+            }
+            if kv_groups < shape.num_key_value_heads || (requantizes && kv_groups != 0) {
+                let kept = layer.cut_attention(&mut student, method, kv_groups)?;
+                report.recovery = method.width.name().to_owned();
+                report.kept_kv_groups = if kv_groups < shape.num_key_value_heads { kept } else { Vec::new() };
+            }
+            if requantizes {
+                layer.requantize(&mut student, Sublayer::Mlp)?;
+            }
+            let shape = layer.shape;
+            let is_narrowed = width < shape.intermediate_size;
+            let cut = (is_narrowed || (requantizes && width != 0)).then_some(method);
+            let stats = first_pass(layer.job, layer_idx, &student, cut)?;
             // Nothing of the layer but its down projection is needed while the large systems are solved.
             source.give_back_layer(layer_idx);
             student.put_memory(layer_idx, shape, LayerWeights::new());
             let mut cut_weights = LayerWeights::new();
-            if let (Some((method, width)), Some(mut stats)) = (cut, stats) {
+            if let Some(mut stats) = stats {
                 let from = Instant::now();
-                let (kept, mut recovery) = solve(job, layer_idx, method, width, &mut stats)?;
-                let source_dtype = source.require(WeightId::layer(layer_idx, WeightRole::DownProj))?.dtype();
-                let dtype = storage_dtype(job.request.dtype, source_dtype, kept.len());
-                let down = store_down(&job.pool, layer_idx, &mut recovery, &kept, &stats, dtype)?;
-                job.count("solve", solve_flops(&stats, kept.len()));
+                let projection = Projection::of_mlp(source.config(), layer_idx);
+                let pruned = projection.prune(layer.job, method, width, &mut stats)?;
                 drop(stats);
-                let bias = recovery.bias.as_deref();
-                student.put_memory(layer_idx, shape, convert()?);
-                cut_weights = cut_mlp(&student, layer_idx, &kept, down, bias)?;
+                student.put_memory(layer_idx, shape, layer.weights()?);
+                cut_weights = cut_mlp(&student, layer_idx, &pruned.kept, pruned.recovered())?;
                 report.recovery = method.width.name().to_owned();
-                report.kept_neurons = kept;
-                job.clock("solve", from);
+                report.kept_neurons = if is_narrowed { pruned.kept } else { Vec::new() };
+                layer.job.clock("solve", from);
             }
-            let mut weights = convert()?;
+            let mut weights = layer.weights()?;
             weights.extend(cut_weights);
-            finish_layer(job, layer_idx, &mut student, width, weights, &mut report)?;
+            let shape = narrowed(shape, width, kv_groups);
+            finish_layer(job, shape, &mut student, weights, &mut report)?;
         }
     }
     second_pass(job, layer_idx, &student, &mut report)?;
@@ -120,28 +141,200 @@ pub(crate) fn prune_layer(
     Ok(report)
 }
 
+/// A layer between its first cut and its last.
+struct LayerAtWork<'j, 'r> {
+    job: &'j mut Job<'r>,
+    layer_idx: LayerIdx,
+    /// With the attention it has now, and the MLP of the base model.
+    shape: LayerConfig,
+    /// New matrices of it lie in [`WORK_FILE`].
+    has_file: bool,
+}
+
+/// Where the new matrices of a layer lie until the last of them is made.
+const WORK_FILE: &str = "spill-layer";
+
+/// Whether the result's dtype is so coarse that all matrices of a layer are rounded with feedback and refitted, one
+/// after the other, each on what the rounding before it left.
+fn requantizes(job: &Job<'_>, method: &Method) -> bool {
+    job.request.dtype.is_some_and(is_coarse)
+        && method.width.reads_by_rows()
+        && job.rung.sums != SumsIn::Moments
+}
+
+impl LayerAtWork<'_, '_> {
+    /// The matrices that differ from the base model's, in their storage dtypes. Read anew each time: nothing stays
+    /// in memory while systems are solved.
+    fn weights(&self) -> Result<LayerWeights, PruneError> {
+        let request = self.job.request;
+        let mut weights = convert_layer(request.source.as_ref(), self.layer_idx, request.dtype)?;
+        if self.has_file {
+            let path = self.job.work.file(WORK_FILE);
+            weights.extend(read_layer(&path).map_err(|error| self.job.io_error(WORK_FILE, error))?);
+        }
+        Ok(weights)
+    }
+
+    /// Takes new matrices of the layer.
+    fn keep(&mut self, new: LayerWeights) -> Result<(), PruneError> {
+        let path = self.job.work.file(WORK_FILE);
+        let fail = |error| self.job.io_error(WORK_FILE, error);
+        let mut weights = if self.has_file { read_layer(&path).map_err(fail)? } else { LayerWeights::new() };
+        weights.extend(new);
+        write_layer(&path, &weights).map_err(fail)?;
+        self.has_file = true;
+        Ok(())
+    }
+
+    /// Rounds the matrices that read the normed hidden states of a sub-layer, with feedback from those the student
+    /// has (GPTQ, arXiv 2210.17323).
+    fn requantize(&mut self, student: &mut OverlaySource, sublayer: Sublayer) -> Result<(), PruneError> {
+        const ATTN: [WeightRole; 3] = [WeightRole::QProj, WeightRole::KProj, WeightRole::VProj];
+        const MLP: [WeightRole; 2] = [WeightRole::GateProj, WeightRole::UpProj];
+        let roles = if sublayer == Sublayer::Attn { &ATTN[..] } else { &MLP[..] };
+        let (request, layer_idx) = (self.job.request, self.layer_idx);
+        let mut coarser = Vec::new();
+        for &role in roles {
+            if let Some(matrix) = request.source.weight(WeightId::layer(layer_idx, role))? {
+                let dtype = storage_dtype(request.dtype, matrix.dtype(), matrix.n_cols());
+                if dtype != matrix.dtype() && is_coarse(dtype) {
+                    coarser.push((role, matrix, dtype));
+                }
+            }
+        }
+        if coarser.is_empty() {
+            return Ok(());
+        }
+        let Some(gram) = normed_gram(self.job, layer_idx, student, sublayer)? else { return Ok(()) };
+        let from = Instant::now();
+        let n_in = request.source.config().hidden_size;
+        let feedback = Feedback::of_gram(gram, n_in).map_err(|error| numeric(layer_idx, &error))?;
+        let mut rounded = LayerWeights::new();
+        for (role, matrix, dtype) in coarser {
+            rounded.insert(role, round_matrix(&self.job.pool, layer_idx, &matrix, &feedback, dtype)?);
+        }
+        self.keep(rounded)?;
+        student.put_memory(layer_idx, self.shape, self.weights()?);
+        self.job.clock("round", from);
+        Ok(())
+    }
+
+    /// Cuts the attention to `keep` KV groups and lets the student run what is left; returns the groups that stay.
+    fn cut_attention(
+        &mut self,
+        student: &mut OverlaySource,
+        method: &Method,
+        keep: usize,
+    ) -> Result<Vec<usize>, PruneError> {
+        let (source, layer_idx) = (self.job.request.source.clone(), self.layer_idx);
+        let projection = Projection::of_attention(source.config(), layer_idx);
+        let mut stats = attention_stats(self.job, projection, student, method)?;
+        source.give_back_layer(layer_idx);
+        student.put_memory(layer_idx, self.shape, LayerWeights::new());
+        let from = Instant::now();
+        let pruned = projection.prune(self.job, method, keep, &mut stats)?;
+        drop(stats);
+        student.put_memory(layer_idx, self.shape, self.weights()?);
+        self.keep(cut_attention(student, layer_idx, &pruned.kept, pruned.recovered())?)?;
+        self.shape = narrowed(self.shape, self.shape.intermediate_size, keep);
+        student.put_memory(layer_idx, self.shape, self.weights()?);
+        self.job.clock("solve", from);
+        Ok(pruned.kept)
+    }
+}
+
 /// Stores the layer's new matrices and lets the student run them.
 fn finish_layer(
     job: &Job<'_>,
-    layer_idx: LayerIdx,
+    shape: LayerConfig,
     student: &mut OverlaySource,
-    width: usize,
     weights: LayerWeights,
     report: &mut LayerReport,
 ) -> Result<(), PruneError> {
-    let shape = narrowed(job.request.source.config().layers[layer_idx], width);
     if !weights.is_empty() {
-        let name = layer_file(layer_idx);
+        let name = layer_file(report.layer_idx);
         report.digest =
             write_layer(&job.work.file(&name), &weights).map_err(|error| job.io_error(&name, error))?;
     }
-    student.put_memory(layer_idx, shape, weights);
+    student.put_memory(report.layer_idx, shape, weights);
     Ok(())
 }
 
 /// Name of the file with the new matrices of a layer.
 pub(crate) fn layer_file(layer_idx: LayerIdx) -> String {
     format!("layer-{layer_idx:03}.bin")
+}
+
+/// Gram matrix `[d, d]` of what the student's sub-layer reads, over the windows that are fitted on. `None` when the
+/// layer does not have it.
+fn normed_gram(
+    job: &mut Job<'_>,
+    layer_idx: LayerIdx,
+    student: &OverlaySource,
+    sublayer: Sublayer,
+) -> Result<Option<Vec<f64>>, PruneError> {
+    let from = Instant::now();
+    let d = student.config().hidden_size;
+    let runner = LayerRunner::new(student, layer_idx, job.pool.clone())?;
+    let mut gram = vec![0.0; d * d];
+    let mut rows = vec![0.0; WINDOW_LEN * d];
+    let mut normed = rows.clone();
+    for window_idx in 0..job.set.n_fit() {
+        job.check_cancel()?;
+        job.streams.read(Side::Student, layer_idx, window_idx, &mut rows)?;
+        if sublayer == Sublayer::Mlp {
+            advance(job, &runner, Sublayer::Attn, &mut rows)?;
+        }
+        if !runner.normed(sublayer, &rows, &mut normed) {
+            return Ok(None);
+        }
+        gram_accumulate(&job.pool, &normed, d, &mut gram);
+    }
+    mirror_upper(&mut gram, d);
+    job.clock("calibrate", from);
+    Ok(Some(gram.into_iter().map(f64::from).collect()))
+}
+
+/// Passes the windows that are fitted on through the attention of teacher and student, collecting what `method` needs
+/// to know of its output projection. The streams stay where they are.
+fn attention_stats(
+    job: &mut Job<'_>,
+    projection: Projection,
+    student: &OverlaySource,
+    method: &Method,
+) -> Result<LayerStats, PruneError> {
+    let from = Instant::now();
+    let (source, layer_idx) = (job.request.source.clone(), projection.layer_idx);
+    let teacher_runner = LayerRunner::new(source.as_ref(), layer_idx, job.pool.clone())?;
+    let student_runner = LayerRunner::new(student, layer_idx, job.pool.clone())?;
+    let mut stats = projection.stats(method);
+    let mut rows = vec![0.0; WINDOW_LEN * projection.n_out];
+    for window_idx in 0..job.set.n_fit() {
+        job.check_cancel()?;
+        let mut run = |side, runner: &LayerRunner| {
+            job.streams.read(side, layer_idx, window_idx, &mut rows)?;
+            runner.run(Sublayer::Attn, &rows).map_err(PruneError::from)
+        };
+        let run = match method.width.inputs() {
+            InputSource::Dense => run(Side::Teacher, &teacher_runner)?.map(|run| (run, None)),
+            InputSource::PrunedPrefix => {
+                let teacher = match method.teacher_share {
+                    Some(_) => run(Side::Teacher, &teacher_runner)?,
+                    None => None,
+                };
+                run(Side::Student, &student_runner)?.map(|run| (run, teacher))
+            }
+        };
+        if let Some((run, teacher)) = run {
+            let wanted =
+                teacher.as_ref().map(|teacher| Wanted { before: &rows, teacher_after: teacher.output() });
+            accumulate(job, layer_idx, run.inner(), wanted, &mut stats)?;
+        }
+    }
+    settle_sums(job, &mut stats)?;
+    job.count("calibrate", attention_pass_flops(job, &source.config().layers[layer_idx], method));
+    job.clock("calibrate", from);
+    Ok(stats)
 }
 
 /// Moves the teacher through the layer and the student through its attention, collecting what `method` needs.
@@ -154,10 +347,9 @@ fn first_pass(
     let from = Instant::now();
     let source = job.request.source.clone();
     let hidden_size = source.config().hidden_size;
-    let width = source.config().layers[layer_idx].intermediate_size;
     let teacher_runner = LayerRunner::new(source.as_ref(), layer_idx, job.pool.clone())?;
     let student_runner = LayerRunner::new(student, layer_idx, job.pool.clone())?;
-    let mut stats = method.map(|method| empty_stats(method, width, hidden_size));
+    let mut stats = method.map(|method| Projection::of_mlp(source.config(), layer_idx).stats(method));
     let layer = source.config().layers[layer_idx];
     let mut rows = vec![0.0; WINDOW_LEN * hidden_size];
     for window_idx in 0..job.set.n_windows() {
@@ -189,43 +381,6 @@ fn first_pass(
     Ok(stats)
 }
 
-/// Ends the accumulation: both triangles of the Gram matrix are filled, and where the rung says so the large sums
-/// go to files.
-pub(crate) fn settle_sums(job: &Job<'_>, stats: &mut LayerStats) -> Result<(), PruneError> {
-    const FILES: [&str; 2] = ["spill-gram", "spill-cross"];
-    let Some(gram) = &mut stats.gram else { return Ok(()) };
-    mirror_upper(gram, stats.n_in);
-    // What the windows have left in the heap must not lie beside the systems that are solved next.
-    release_free_heap();
-    if job.rung.sums != SumsIn::Files {
-        return Ok(());
-    }
-    let store = |name: &str, n_cols: usize, values: Vec<f32>| -> Result<Arc<dyn RowStore>, PruneError> {
-        let matrix = DiskMatrix::create(&job.work.file(name), n_cols).and_then(|matrix| {
-            matrix.write_rows(0, &values)?;
-            Ok(matrix)
-        });
-        Ok(Arc::new(matrix.map_err(|error| job.io_error(name, error))?))
-    };
-    let gram = store(FILES[0], stats.n_in, stats.gram.take().unwrap_or_default())?;
-    let cross = stats.target.as_mut().map(|target| std::mem::take(&mut target.cross)).unwrap_or_default();
-    let cross = store(FILES[1], stats.n_out, cross)?;
-    stats.stored = Some(StoredSums { gram, cross });
-    Ok(())
-}
-
-fn empty_stats(method: &Method, width: usize, hidden_size: usize) -> LayerStats {
-    let mut stats = LayerStats::new(width, hidden_size);
-    if Needs::Gram <= method.width.needs() {
-        stats.gram = Some(vec![0.0; width * width]);
-    }
-    if method.teacher_share.is_some() {
-        let cross = vec![0.0; width * hidden_size];
-        stats.target = Some(TargetStats { cross, sum: vec![0.0; hidden_size], energy: 0.0 });
-    }
-    stats
-}
-
 /// Runs a sub-layer in place; an absent one leaves the rows as they are. Tokens of an MLP know nothing of each
 /// other, so they pass in the portions of the rung.
 pub(crate) fn advance(
@@ -252,8 +407,8 @@ pub(crate) fn advance_layer(job: &Job<'_>, runner: &LayerRunner, rows: &mut [f32
     advance(job, runner, Sublayer::Mlp, rows)
 }
 
-/// Adds one window to the statistics. `mid`: hidden states before the MLP; the target is what the MLP would
-/// have to add to reach `teacher_next`.
+/// Adds one window to the statistics of an MLP. `mid`: hidden states before it; the target is what it would have to
+/// add to reach `teacher_next`.
 pub(crate) fn collect(
     job: &Job<'_>,
     layer_idx: LayerIdx,
@@ -264,119 +419,13 @@ pub(crate) fn collect(
 ) -> Result<(), PruneError> {
     let portion = job.rung.mlp_rows * stats.n_out;
     let mut next = teacher_next.map(|next| next.chunks(portion));
-    for mid in mid.chunks(portion) {
+    for before in mid.chunks(portion) {
         let next = next.as_mut().and_then(Iterator::next);
-        collect_portion(job, layer_idx, runner, mid, next, stats)?;
+        let Some(run) = runner.run_mlp_inner(before)? else { return Ok(()) };
+        let wanted = next.map(|teacher_after| Wanted { before, teacher_after });
+        accumulate(job, layer_idx, run.inner(), wanted, stats)?;
     }
     Ok(())
-}
-
-fn collect_portion(
-    job: &Job<'_>,
-    layer_idx: LayerIdx,
-    runner: &LayerRunner,
-    mid: &[f32],
-    teacher_next: Option<&[f32]>,
-    stats: &mut LayerStats,
-) -> Result<(), PruneError> {
-    let Some(run) = runner.run_mlp_inner(mid)? else { return Ok(()) };
-    let inner = run.inner();
-    let (k, d) = (stats.n_in, stats.n_out);
-    stats.add_moments(inner).map_err(|error| numeric(layer_idx, &error))?;
-    if let Some(gram) = &mut stats.gram {
-        gram_accumulate(&job.pool, inner, k, gram);
-    }
-    if let (Some(target), Some(teacher_next)) = (&mut stats.target, teacher_next) {
-        let wanted: Vec<f32> = teacher_next.iter().zip(mid).map(|(t, h)| t - h).collect();
-        cross_accumulate(&job.pool, inner, &wanted, k, d, &mut target.cross);
-        for row in wanted.chunks_exact(d) {
-            for (sum, &value) in target.sum.iter_mut().zip(row) {
-                *sum += f64::from(value);
-                target.energy += f64::from(value) * f64::from(value);
-            }
-        }
-    }
-    Ok(())
-}
-
-pub(crate) fn numeric(layer_idx: LayerIdx, error: &dyn std::error::Error) -> PruneError {
-    PruneError::Numeric { layer_idx, what: error.to_string() }
-}
-
-/// Chooses the neurons that stay and refits what is left.
-fn solve(
-    job: &Job<'_>,
-    layer_idx: LayerIdx,
-    method: &Method,
-    width: usize,
-    stats: &mut LayerStats,
-) -> Result<(Vec<usize>, Recovery), PruneError> {
-    job.check_cancel()?;
-    let fail = |error: NumericError| numeric(layer_idx, &error);
-    let source = &job.request.source;
-    if method.width.reads_by_rows() {
-        let down = down_rows(job, layer_idx)?;
-        let down = down.view();
-        if let Some(share) = method.teacher_share {
-            stats.blend_own_target(down, share).map_err(fail)?;
-        } else {
-            stats.set_own_target(down).map_err(fail)?;
-        }
-        let problem = fit_problem(stats, down).map_err(fail)?;
-        let kept = select_neurons(&problem, width, &mut |_| job.flow()).map_err(fail)?;
-        job.check_cancel()?;
-        let weight = refit(&problem, &kept).map_err(fail)?;
-        return Ok((kept, Recovery { weight, bias: None }));
-    }
-    let role = |role| source.require(WeightId::layer(layer_idx, role));
-    let down = role(WeightRole::DownProj)?.to_f32();
-    let coupled: Vec<Vec<f32>> = if method.width.needs() == Needs::Weights {
-        vec![role(WeightRole::GateProj)?.to_f32(), role(WeightRole::UpProj)?.to_f32()]
-    } else {
-        Vec::new()
-    };
-    let coupled: Vec<&[f32]> = coupled.iter().map(Vec::as_slice).collect();
-    if let Some(share) = method.teacher_share {
-        stats.blend_own_target(&down, share).map_err(fail)?;
-    }
-    let linear =
-        Linear { weight: &down, n_out: stats.n_out, n_in: stats.n_in, unit_len: 1, coupled: &coupled };
-    let kept = method.width.select(&linear, stats, width).map_err(fail)?;
-    job.check_cancel()?;
-    let recovery = method.width.recover(&linear, stats, &kept).map_err(fail)?;
-    Ok((kept, recovery))
-}
-
-/// The original down projection: in memory when there is room for it, else decoded row by row.
-pub(crate) enum DownRows {
-    Memory(Vec<f32>),
-    Mapped(WeightRows),
-}
-
-impl DownRows {
-    pub(crate) fn view(&self) -> MatrixView<'_> {
-        match self {
-            Self::Memory(values) => MatrixView::Memory(values),
-            Self::Mapped(rows) => MatrixView::Stored(rows),
-        }
-    }
-}
-
-pub(crate) fn down_rows(job: &Job<'_>, layer_idx: LayerIdx) -> Result<DownRows, PruneError> {
-    let (source, id) = (&job.request.source, WeightId::layer(layer_idx, WeightRole::DownProj));
-    Ok(match job.rung.sums {
-        SumsIn::Files => DownRows::Mapped(WeightRows::new(source.clone(), id)?),
-        SumsIn::Memory | SumsIn::Moments => DownRows::Memory(source.require(id)?.to_f32()),
-    })
-}
-
-/// The problem of a down projection with its target.
-pub(crate) fn fit_problem<'a>(
-    stats: &'a LayerStats,
-    prior: MatrixView<'a>,
-) -> Result<FitProblem<'a>, NumericError> {
-    let matrices = FitMatrices { gram: stats.gram_view()?, cross: stats.cross_view()?, prior };
-    FitProblem::of_matrices(matrices, stats.n_in, stats.n_out, Damping::DEFAULT)
 }
 
 /// Moves the student through what is left of the layer and measures its drift.

@@ -25,11 +25,14 @@ mod layer_pass;
 mod measure;
 mod overlay;
 mod pipeline;
+mod pooled_pass;
+mod projection;
 mod registry;
 mod rounding;
 mod speed;
 mod spill;
 mod streams;
+mod sweep;
 mod table;
 
 pub use error::PruneError;

@@ -34,7 +34,7 @@ struct LayerHeader {
     blake3: String,
 }
 
-const FILE_ROLES: [(WeightRole, &str); 10] = [
+const FILE_ROLES: [(WeightRole, &str); 14] = [
     (WeightRole::QProj, "q_proj"),
     (WeightRole::KProj, "k_proj"),
     (WeightRole::VProj, "v_proj"),
@@ -42,6 +42,10 @@ const FILE_ROLES: [(WeightRole, &str); 10] = [
     (WeightRole::GateProj, "gate_proj"),
     (WeightRole::UpProj, "up_proj"),
     (WeightRole::DownProj, "down_proj"),
+    (WeightRole::QBias, "q_bias"),
+    (WeightRole::KBias, "k_bias"),
+    (WeightRole::VBias, "v_bias"),
+    (WeightRole::OBias, "o_bias"),
     (WeightRole::GateBias, "gate_bias"),
     (WeightRole::UpBias, "up_bias"),
     (WeightRole::DownBias, "down_bias"),
@@ -147,6 +151,18 @@ pub(crate) fn verify_layer(path: &Path) -> io::Result<String> {
         return Err(damaged(path, "content does not match its digest"));
     }
     Ok(layer.digest)
+}
+
+/// All matrices of a layer file.
+pub(crate) fn read_layer(path: &Path) -> io::Result<LayerWeights> {
+    let layer = LayerFile::open(path)?;
+    let mut weights = LayerWeights::new();
+    for &role in layer.slots.keys() {
+        if let Some(matrix) = layer.read(role)? {
+            weights.insert(role, matrix);
+        }
+    }
+    Ok(weights)
 }
 
 /// Where the weights of a replaced layer are.

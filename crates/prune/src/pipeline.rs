@@ -1,6 +1,7 @@
 //! The way of a prune job: embed, measure, cut layer after layer, evaluate. Each step leaves a record in the
 //! work folder; a rerun with the same inputs goes on after the last one.
 
+use crate::apply::narrowed;
 use crate::calibration::{CalibrationSet, WINDOW_LEN};
 use crate::checkpoint::WorkDir;
 use crate::error::PruneError;
@@ -10,6 +11,7 @@ use crate::layer_pass::{LayerDecision, layer_file, prune_layer};
 use crate::measure::decide;
 use crate::overlay::{OverlaySource, verify_layer};
 use crate::registry::{Method, method};
+use crate::rounding::is_coarse;
 use crate::streams::{Side, Streams};
 use secateur_engine::Head;
 use secateur_model::{ModelConfig, PruneRatio, WeightSource};
@@ -20,7 +22,7 @@ use std::sync::atomic::AtomicBool;
 use std::time::Instant;
 
 /// Part of every fingerprint: a change that alters results makes old work folders useless.
-const ALGORITHM_VERSION: u32 = 2;
+const ALGORITHM_VERSION: u32 = 3;
 
 /// Shares of a job, by stage: where each one ends.
 const EMBED_END: f64 = 0.01;
@@ -40,7 +42,7 @@ pub fn prune(
     cancel: &AtomicBool,
 ) -> Result<PruneOutcome, PruneError> {
     let asked = method(&request.method)?;
-    if request.ratio == PruneRatio::ZERO {
+    if request.ratio == PruneRatio::ZERO && !request.dtype.is_some_and(is_coarse) {
         return Ok(nothing_to_cut(request));
     }
     let set = CalibrationSet::new(request.calibration_tokens.clone(), request.fit_tokens)?;
@@ -235,10 +237,8 @@ fn assemble(job: &Job<'_>, layers: &[LayerReport]) -> Result<OverlaySource, Prun
         if layer.removed {
             source.remove_layer(layer.layer_idx);
         } else if !layer.digest.is_empty() {
-            let shape = secateur_model::LayerConfig {
-                intermediate_size: layer.intermediate_size,
-                ..job.request.source.config().layers[layer.layer_idx]
-            };
+            let whole = job.request.source.config().layers[layer.layer_idx];
+            let shape = narrowed(whole, layer.intermediate_size, layer.num_key_value_heads);
             let name = layer_file(layer.layer_idx);
             source
                 .put_file(layer.layer_idx, shape, &job.work.file(&name))

@@ -10,8 +10,10 @@ use crate::methods::{DepthMethod, Fasp, Flap, Magnitude, Needs, SecondOrder, Wan
 pub(crate) enum Spread {
     /// The same width in all layers.
     Uniform,
-    /// By the damage each layer does, measured on the base model.
+    /// By the damage each layer and each KV group does, measured on the base model.
     Measured,
+    /// One threshold over the scores of all neurons and KV groups: [`crate::methods::pool_units`].
+    Pooled,
     /// Whole layers leave, the others keep their width; the method's `width` is never asked.
     Depth(DepthMethod),
 }
@@ -45,6 +47,7 @@ impl Method {
             // Conditions and eigenvalues need a second square matrix.
             squares: if reads_by_rows { 1 } else { 2 },
             sweep: self.spread == Spread::Measured,
+            pooled: self.spread == Spread::Pooled,
         }
     }
 
@@ -56,7 +59,7 @@ impl Method {
 
 /// What narrows layers when there is no room for a Gram matrix.
 const MOMENTS_METHOD: Method =
-    Method { name: "flap", width: &Flap, teacher_share: None, spread: Spread::Uniform };
+    Method { name: "flap", width: &Flap, teacher_share: None, spread: Spread::Pooled };
 
 /// The default method: COMP's stages with second-order selection, weight refit and measured widths.
 pub const DEFAULT_METHOD: &str = "comp-refit";
@@ -67,7 +70,7 @@ static METHODS: [Method; 10] = [
     Method { name: "comp-condition", width: &Comp::CONDITION, teacher_share: None, spread: Spread::Uniform },
     Method { name: "condition", width: &Comp::CONDITION_ONLY, teacher_share: None, spread: Spread::Uniform },
     Method { name: "wanda-sp", width: &WandaSp, teacher_share: None, spread: Spread::Uniform },
-    Method { name: "flap", width: &Flap, teacher_share: None, spread: Spread::Uniform },
+    Method { name: "flap", width: &Flap, teacher_share: None, spread: Spread::Pooled },
     Method { name: "fasp", width: &Fasp, teacher_share: None, spread: Spread::Uniform },
     Method {
         name: "shortgpt",

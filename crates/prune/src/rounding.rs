@@ -3,12 +3,13 @@
 //! Columns are rounded from left to right; the error of each is spread over the columns that are still free,
 //! weighted by the inverse of the damped Gram matrix H, so that the layer's output changes least. With
 //! `H^-1 = U'U` (U upper): `w_k -= (w_j - q_j) / U_jj * U_jk` for `k > j` (algorithm 1 there). The scale of a
-//! block is taken from its 32 values when its turn comes. Memory: `8 k^2` bytes for the factor, `4 d k` for the
-//! weights.
+//! block is chosen when its turn comes: of several, the one with the least change. Memory: `8 k^2` bytes for the
+//! factor, `4 d k` for the weights.
 
 use crate::numeric::{NumericError, check_len};
+use crate::refit::Damping;
 use secateur_tensor::DType;
-use secateur_tensor::blocks::{dequantize, quantize};
+use secateur_tensor::blocks::{f16_bits_to_f32, quantize};
 use secateur_tensor::kernels::{GemmArgs, MatMut, MatRef, ThreadPool, gemm};
 use secateur_tensor::linalg::SpdFactor;
 
@@ -20,20 +21,9 @@ pub(crate) fn feeds_back(dtype: DType) -> bool {
     matches!(dtype, DType::Q8_0 | DType::Q4_0 | DType::Q4_1)
 }
 
-/// Returns `weight` `[n_out, n_in]` moved onto the grid of `dtype`: values that [`quantize`] keeps as they are, up
-/// to its own rounding of scales.
-///
-/// `damped_gram`: `[n_in, n_in]`, the Gram matrix of the inputs with its ridge added.
-/// # Errors
-/// [`NumericError::Shape`], [`NumericError::Linalg`] when the matrix is not positive definite.
-pub(crate) fn round_with_feedback(
-    pool: &ThreadPool,
-    weight: Vec<f32>,
-    n_in: usize,
-    damped_gram: Vec<f64>,
-    dtype: DType,
-) -> Result<Vec<u8>, NumericError> {
-    Feedback::new(damped_gram, n_in)?.round(pool, weight, dtype)
+/// Whether rounding to `dtype` costs so much that the whole layer is worth refitting around it.
+pub(crate) fn is_coarse(dtype: DType) -> bool {
+    matches!(dtype, DType::Q4_0 | DType::Q4_1)
 }
 
 /// What rounding needs to know of the inputs: the upper factor of the inverse Gram matrix. `8 k^2` bytes.
@@ -50,7 +40,19 @@ impl Feedback {
         Ok(Self { factor: SpdFactor::new(inverse, n_in)? })
     }
 
-    /// Rounds rows of a matrix; rows know nothing of each other. See [`round_with_feedback`].
+    /// From a Gram matrix `[n_in, n_in]`, both triangles, which is damped first.
+    /// # Errors
+    /// As [`Self::new`].
+    pub(crate) fn of_gram(mut gram: Vec<f64>, n_in: usize) -> Result<Self, NumericError> {
+        let diagonal: Vec<f64> = (0..n_in).map(|at| gram[at * n_in + at]).collect();
+        for (at, lambda) in Damping::DEFAULT.lambda(&diagonal).into_iter().enumerate() {
+            gram[at * n_in + at] += lambda;
+        }
+        Self::new(gram, n_in)
+    }
+
+    /// Moves rows of a matrix `[n_out, n_in]` onto the grid of `dtype`: values that [`quantize`] keeps as they are, up
+    /// to its own rounding of scales. Rows know nothing of each other.
     /// # Errors
     /// [`NumericError::Shape`], [`NumericError::Range`] for values a scale cannot hold.
     pub(crate) fn round(
@@ -72,7 +74,7 @@ impl Feedback {
             let upper: Vec<Vec<f32>> =
                 (0..BLOCK).map(|i| factor.column(start + i).iter().map(|&u| u as f32).collect()).collect();
             for row in 0..n_out {
-                let values = &mut weight[row * n_in + start..row * n_in + start + BLOCK];
+                let values = &weight[row * n_in + start..row * n_in + start + BLOCK];
                 let out = row * row_bytes + start / BLOCK * block_bytes;
                 let errors = &mut errors[row * BLOCK..(row + 1) * BLOCK];
                 round_block(values, &upper, errors, &mut bytes[out..out + block_bytes], dtype)?;
@@ -98,56 +100,119 @@ impl Feedback {
 }
 
 /// Step and offset of a stored block: `value = code * step + offset`, codes in `0..=max`.
+#[derive(Clone, Copy)]
 struct Grid {
     step: f32,
     offset: f32,
     max: f32,
 }
 
-/// Rounds one block of one row; `errors` receives `(w_j - q_j) / U_jj`.
+/// Shares of the usual step that are tried, the usual one first. A smaller one clips the largest values and is finer
+/// for the others; a negative one gives the longer end of the uneven range of Q4_0 to values of the other sign.
+const STEPS_Q4_0: [f32; 14] =
+    [1.0, 0.95, 0.9, 0.85, 0.8, 0.75, 0.7, 1.05, -1.14, -1.08, -1.02, -0.96, -0.9, -0.84];
+const STEPS_Q4_1: [f32; 9] = [1.0, 0.97, 0.94, 0.91, 0.88, 0.84, 0.8, 0.75, 0.7];
+const STEPS_Q8_0: [f32; 1] = [1.0];
+
+/// Rounds one block of one row on the grid that lets the row's output change least; `errors` receives
+/// `(w_j - q_j) / U_jj`, whose squares add up to that change.
 fn round_block(
-    values: &mut [f32],
+    values: &[f32],
     upper: &[Vec<f32>],
     errors: &mut [f32],
     out: &mut [u8],
     dtype: DType,
 ) -> Result<(), NumericError> {
-    let range =
-        |_| NumericError::Range { what: "weight", value: f64::NAN, allowed: "numbers a scale can hold" };
-    quantize(dtype, values, out).map_err(range)?;
-    let grid = Grid::of(dtype, out);
-    let mut codes = [0u8; BLOCK];
-    for j in 0..BLOCK {
-        let code = if grid.step == 0.0 {
-            0.0
-        } else {
-            ((values[j] - grid.offset) / grid.step).round().clamp(0.0, grid.max)
-        };
-        codes[j] = code as u8;
-        let error = (values[j] - (code * grid.step + grid.offset)) / upper[j][0];
-        errors[j] = error;
-        for (value, &u) in values[j + 1..].iter_mut().zip(&upper[j][1..]) {
-            *value -= error * u;
+    quantize(dtype, values, out).map_err(out_of_range)?;
+    let usual = Grid::of(dtype, out);
+    let steps = match dtype {
+        DType::Q4_0 => &STEPS_Q4_0[..],
+        DType::Q4_1 => &STEPS_Q4_1,
+        _ => &STEPS_Q8_0,
+    };
+    let mut best = (usual, Trial::new(values, upper, usual, f32::INFINITY));
+    for &share in &steps[1..] {
+        // What is compared is what can be stored.
+        usual.scaled(share, dtype).store(dtype, out)?;
+        let grid = Grid::of(dtype, out);
+        let trial = Trial::new(values, upper, grid, best.1.change);
+        if trial.change < best.1.change {
+            best = (grid, trial);
         }
     }
-    store_codes(dtype, &codes, out);
+    best.0.store(dtype, out)?;
+    store_codes(dtype, &best.1.codes, out);
+    errors.copy_from_slice(&best.1.errors);
     Ok(())
+}
+
+/// One block rounded on one grid, from left to right.
+struct Trial {
+    codes: [u8; BLOCK],
+    errors: [f32; BLOCK],
+    change: f32,
+}
+
+impl Trial {
+    /// Gives up, with the codes unfinished, when the change is no less than `bound`.
+    fn new(values: &[f32], upper: &[Vec<f32>], grid: Grid, bound: f32) -> Self {
+        let mut left = [0.0; BLOCK];
+        left.copy_from_slice(values);
+        let mut trial = Self { codes: [0; BLOCK], errors: [0.0; BLOCK], change: 0.0 };
+        for j in 0..BLOCK {
+            let code = if grid.step == 0.0 {
+                0.0
+            } else {
+                ((left[j] - grid.offset) / grid.step).round().clamp(0.0, grid.max)
+            };
+            trial.codes[j] = code as u8;
+            let error = (left[j] - (code * grid.step + grid.offset)) / upper[j][0];
+            trial.errors[j] = error;
+            trial.change += error * error;
+            if bound <= trial.change {
+                break;
+            }
+            for (value, &u) in left[j + 1..].iter_mut().zip(&upper[j][1..]) {
+                *value -= error * u;
+            }
+        }
+        trial
+    }
+}
+
+fn out_of_range<E>(_: E) -> NumericError {
+    NumericError::Range { what: "weight", value: f64::NAN, allowed: "numbers a scale can hold" }
 }
 
 impl Grid {
     /// The grid of a block as it is stored.
     fn of(dtype: DType, block: &[u8]) -> Self {
-        // Two probes through the dequantiser give step and offset, whatever the format.
-        let mut probe = block.to_vec();
-        let mut values = [0.0f32; BLOCK];
-        let mut at = |code: u8| {
-            store_codes(dtype, &[code; BLOCK], &mut probe);
-            dequantize(dtype, &probe, &mut values);
-            values[0]
+        let scale = |at: usize| f16_bits_to_f32(u16::from_le_bytes([block[at], block[at + 1]]));
+        let step = scale(0);
+        match dtype {
+            DType::Q4_1 => Self { step, offset: scale(2), max: 15.0 },
+            DType::Q4_0 => Self { step, offset: -8.0 * step, max: 15.0 },
+            _ => Self { step, offset: -127.0 * step, max: 254.0 },
+        }
+    }
+
+    /// With a step of another size, about the same middle.
+    fn scaled(self, share: f32, dtype: DType) -> Self {
+        let step = self.step * share;
+        let offset = match dtype {
+            DType::Q4_1 => self.offset + (self.step - step) * self.max / 2.0,
+            _ => self.offset * share,
         };
-        let max = if dtype == DType::Q8_0 { 254 } else { 15 };
-        let (low, next) = (at(0), at(1));
-        Self { step: next - low, offset: low, max: f32::from(max as u8) }
+        Self { step, offset, ..self }
+    }
+
+    /// Writes the scales of a block.
+    fn store(self, dtype: DType, block: &mut [u8]) -> Result<(), NumericError> {
+        quantize(DType::F16, &[self.step], &mut block[..2]).map_err(out_of_range)?;
+        if dtype == DType::Q4_1 {
+            quantize(DType::F16, &[self.offset], &mut block[2..4]).map_err(out_of_range)?;
+        }
+        Ok(())
     }
 }
 
@@ -172,6 +237,17 @@ fn store_codes(dtype: DType, codes: &[u8; BLOCK], block: &mut [u8]) {
 #[cfg(test)]
 mod tests {
     use super::*;
+    use secateur_tensor::blocks::dequantize;
+
+    fn round(
+        pool: &ThreadPool,
+        weight: Vec<f32>,
+        gram: Vec<f64>,
+        dtype: DType,
+    ) -> Result<Vec<u8>, NumericError> {
+        let n_in = gram.len().isqrt();
+        Feedback::new(gram, n_in)?.round(pool, weight, dtype)
+    }
 
     fn random(state: &mut u64) -> f32 {
         *state = state.wrapping_mul(6_364_136_223_846_793_005).wrapping_add(1_442_695_040_888_963_407);
@@ -217,7 +293,7 @@ mod tests {
             assert!(feeds_back(dtype));
             let mut plain = vec![0; n_out * dtype.row_bytes(n_in).unwrap()];
             quantize(dtype, &weight, &mut plain).unwrap();
-            let fed = round_with_feedback(&pool, weight.clone(), n_in, gram.clone(), dtype).unwrap();
+            let fed = round(&pool, weight.clone(), gram.clone(), dtype).unwrap();
             let error = |bytes: &[u8]| {
                 let mut stored = vec![0.0; weight.len()];
                 dequantize(dtype, bytes, &mut stored);
@@ -239,7 +315,7 @@ mod tests {
             quantize(dtype, &values, &mut bytes).unwrap();
             let mut on_grid = vec![0.0; values.len()];
             dequantize(dtype, &bytes, &mut on_grid);
-            let fed = round_with_feedback(&ThreadPool::new(1), on_grid.clone(), n_in, gram.clone(), dtype);
+            let fed = round(&ThreadPool::new(1), on_grid.clone(), gram.clone(), dtype);
             let mut again = vec![0.0; values.len()];
             dequantize(dtype, &fed.unwrap(), &mut again);
             let gap = on_grid.iter().zip(&again).map(|(a, b)| (a - b).abs()).fold(0.0, f32::max);
@@ -250,8 +326,8 @@ mod tests {
     #[test]
     fn broken_input_is_an_error() {
         let pool = ThreadPool::new(1);
-        let nan = round_with_feedback(&pool, vec![f32::NAN; 32], 32, vec![0.0; 1024], DType::Q4_0);
+        let nan = round(&pool, vec![f32::NAN; 32], vec![0.0; 1024], DType::Q4_0);
         assert!(nan.is_err());
-        assert!(round_with_feedback(&pool, vec![0.0; 31], 31, vec![0.0; 961], DType::Q4_0).is_err());
+        assert!(round(&pool, vec![0.0; 31], vec![0.0; 961], DType::Q4_0).is_err());
     }
 }

@@ -59,17 +59,25 @@ pub(crate) fn first_pass_flops(job: &Job<'_>, layer: &LayerConfig, method: Optio
     let tokens = (job.set.n_windows() * WINDOW_LEN) as f64;
     let fit_tokens = job.set.fit_tokens() as f64;
     let forward = 2.0 * attn_flops(job, layer) + mlp_flops(job, layer.intermediate_size);
-    let mut collected = 0.0;
-    if let Some(method) = method {
-        collected += 4.0 * d * k;
-        if Needs::Gram <= method.width.needs() {
-            collected += k * (k + 1.0);
-        }
-        if method.teacher_share.is_some() {
-            collected += 2.0 * k * d;
-        }
-    }
+    let collected = method.map_or(0.0, |method| 4.0 * d * k + collected_flops(method, d, k));
     Work { tokens, flops: tokens * forward + fit_tokens * collected }
+}
+
+/// Attention of teacher (where its output is a target) and student, and the sums of the output projection's inputs.
+pub(crate) fn attention_pass_flops(job: &Job<'_>, layer: &LayerConfig, method: &Method) -> Work {
+    let config = job.request.source.config();
+    let (d, k) = (config.hidden_size as f64, (layer.num_attention_heads * config.head_dim) as f64);
+    let tokens = job.set.fit_tokens() as f64;
+    let runs = 1.0 + f64::from(u8::from(method.teacher_share.is_some()));
+    let forward = runs * attn_flops(job, layer);
+    Work { tokens, flops: tokens * (forward + collected_flops(method, d, k)) }
+}
+
+/// Per token: the sums of a projection `[d, k]`.
+fn collected_flops(method: &Method, d: f64, k: f64) -> f64 {
+    let gram = if Needs::Gram <= method.width.needs() { k * (k + 1.0) } else { 0.0 };
+    let cross = if method.teacher_share.is_some() { 2.0 * k * d } else { 0.0 };
+    gram + cross
 }
 
 pub(crate) fn second_pass_flops(job: &Job<'_>, layer: &LayerConfig, report: &LayerReport) -> Work {

@@ -5,7 +5,6 @@
 
 use crate::calibration::WINDOW_LEN;
 use crate::error::PruneError;
-use crate::refit::Damping;
 use crate::rounding::Feedback;
 use secateur_engine::{Embedding, Head, LayerRunner, Sublayer};
 use secateur_model::WeightSource;
@@ -60,13 +59,8 @@ impl HeadRounder {
             gram_accumulate(&pool, &normed, d, &mut gram);
         }
         mirror_upper(&mut gram, d);
-        let mut damped: Vec<f64> = gram.iter().copied().map(f64::from).collect();
-        let diagonal: Vec<f64> = (0..d).map(|at| damped[at * d + at]).collect();
-        for (at, lambda) in Damping::DEFAULT.lambda(&diagonal).into_iter().enumerate() {
-            damped[at * d + at] += lambda;
-        }
-        drop(gram);
-        Ok(Self { feedback: Feedback::new(damped, d)?, pool })
+        let gram = gram.into_iter().map(f64::from).collect();
+        Ok(Self { feedback: Feedback::of_gram(gram, d)?, pool })
     }
 
     /// The rows `[n, hidden_size]` in `dtype`.

@@ -25,7 +25,7 @@ use std::sync::Arc;
 use std::sync::atomic::AtomicBool;
 
 /// Changes when the same inputs would give other bytes, so that older results are not taken for new ones.
-const KEY_VERSION: u32 = 2;
+const KEY_VERSION: u32 = 3;
 /// Keeps two processes from working in one folder.
 const LOCK_FILE: &str = "lock";
 

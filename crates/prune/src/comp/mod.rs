@@ -16,7 +16,7 @@ pub mod metric;
 
 pub use layers::LayerImportance;
 
-use crate::methods::{Linear, NEURON_STEP, Needs, Recovery, WidthMethod, top_units};
+use crate::methods::{Linear, Needs, Recovery, WidthMethod, step_of, top_units};
 use crate::numeric::NumericError;
 use crate::stats::{LayerStats, TargetStats};
 use mask::MaskTuning;
@@ -90,8 +90,9 @@ impl WidthMethod for Comp {
         match self.neuron_metric {
             NeuronMetric::Condition => top_units(&self.scores(linear, stats)?, keep),
             NeuronMetric::Collinearity => {
-                let step = if linear.unit_len == 1 { NEURON_STEP } else { 1 };
-                Ok(metric::select_by_collinearity(linear, stats, keep, step)?.removal.kept)
+                Ok(metric::select_by_collinearity(linear, stats, keep, step_of(linear.unit_len))?
+                    .removal
+                    .kept)
             }
         }
     }

@@ -5,7 +5,7 @@
 //! Standardised inside each layer over columns, KV groups averaged over their columns, then pooled (eq. 5);
 //! a unit counts by its parameters. Statistics come from the dense model.
 
-use super::{Allocation, Grain, InputSource, Linear, Needs, Recovery, WidthMethod};
+use super::{InputSource, Linear, Needs, Recovery, WidthMethod};
 use crate::numeric::NumericError;
 use crate::stats::{LayerStats, apply};
 
@@ -24,14 +24,6 @@ impl WidthMethod for Flap {
 
     fn inputs(&self) -> InputSource {
         InputSource::Dense
-    }
-
-    fn grain(&self) -> Grain {
-        Grain::NeuronsAndGroups
-    }
-
-    fn allocation(&self) -> Allocation {
-        Allocation::Pooled
     }
 
     /// Standardised, so that scores of different layers may be pooled.

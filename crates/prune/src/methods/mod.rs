@@ -16,8 +16,8 @@ pub use depth::{DepthMethod, LossWithout};
 pub use fasp::Fasp;
 pub use flap::{Flap, PooledLayer, PooledWidths, pool_units};
 pub use magnitude::Magnitude;
-pub(crate) use second_order::select_neurons;
 pub use second_order::{NEURON_STEP, SecondOrder};
+pub(crate) use second_order::{select_units, step_of};
 pub use wanda::WandaSp;
 
 use crate::comp::Comp;
@@ -59,7 +59,7 @@ impl<'a> Linear<'a> {
     /// Columns of the units `kept` (rising).
     #[must_use]
     pub fn columns(&self, kept: &[usize]) -> Vec<usize> {
-        kept.iter().flat_map(|unit| unit * self.unit_len..(unit + 1) * self.unit_len).collect()
+        unit_range(kept, self.unit_len)
     }
 
     /// The weight with only the columns of `kept`, `[n_out, kept columns]`.
@@ -85,6 +85,11 @@ impl<'a> Linear<'a> {
     }
 }
 
+/// Rows or columns of the units `units`, of `unit_len` each.
+pub(crate) fn unit_range(units: &[usize], unit_len: usize) -> Vec<usize> {
+    units.iter().flat_map(|unit| unit * unit_len..(unit + 1) * unit_len).collect()
+}
+
 /// What a method must know, each kind including those before it.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]
 pub enum Needs {
@@ -105,24 +110,6 @@ pub enum InputSource {
     Dense,
     /// The model whose earlier layers are pruned already.
     PrunedPrefix,
-}
-
-/// What a method removes.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub enum Grain {
-    /// MLP neurons.
-    Neurons,
-    /// MLP neurons and KV groups.
-    NeuronsAndGroups,
-}
-
-/// How the budget is shared between layers.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub enum Allocation {
-    /// The same width in all layers.
-    Uniform,
-    /// One threshold over the scores of all layers: [`pool_units`].
-    Pooled,
 }
 
 /// What is left of a projection.
@@ -151,16 +138,6 @@ pub trait WidthMethod: Sync {
     /// outside of memory.
     fn reads_by_rows(&self) -> bool {
         false
-    }
-
-    /// What is removed.
-    fn grain(&self) -> Grain {
-        Grain::Neurons
-    }
-
-    /// How widths are shared out.
-    fn allocation(&self) -> Allocation {
-        Allocation::Uniform
     }
 
     /// Returns the importance of each unit, `[n_units]`; higher means keep.

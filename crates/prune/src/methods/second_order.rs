@@ -15,15 +15,21 @@ pub const NEURON_STEP: usize = 64;
 #[derive(Clone, Copy, Debug)]
 pub struct SecondOrder;
 
-/// Returns the `keep` neurons that stay, rising. Nothing but the factor and the weights is in memory, so the
+/// Returns the `keep` units of `unit_len` columns that stay, rising. Nothing but the factor and the weights is in memory, so the
 /// matrices of the problem may lie elsewhere. `observe` may stop the selection early.
-pub(crate) fn select_neurons(
+pub(crate) fn select_units(
     problem: &FitProblem<'_>,
+    unit_len: usize,
     keep: usize,
     observe: &mut dyn FnMut(&Round<'_>) -> ControlFlow<()>,
 ) -> Result<Vec<usize>, NumericError> {
-    let options = RemovalOptions { unit_len: 1, keep, step: NEURON_STEP };
+    let options = RemovalOptions { unit_len, keep, step: step_of(unit_len) };
     Ok(remove_units(Quadratic::of_weights(problem)?, &options, observe)?.kept)
+}
+
+/// Units removed at once: many of the neurons, one of the KV groups.
+pub(crate) fn step_of(unit_len: usize) -> usize {
+    if unit_len == 1 { NEURON_STEP } else { 1 }
 }
 
 /// Runs `work` with the cross products of the target, or of the layer's own output.
@@ -63,11 +69,8 @@ impl WidthMethod for SecondOrder {
         stats: &LayerStats,
         keep: usize,
     ) -> Result<Vec<usize>, NumericError> {
-        let step = if linear.unit_len == 1 { NEURON_STEP } else { 1 };
-        let options = RemovalOptions { unit_len: linear.unit_len, keep, step };
         with_cross(linear, stats, |problem| {
-            let quadratic = Quadratic::of_weights(problem)?;
-            Ok(remove_units(quadratic, &options, &mut |_| ControlFlow::Continue(()))?.kept)
+            select_units(problem, linear.unit_len, keep, &mut |_| ControlFlow::Continue(()))
         })
     }
 

@@ -2,7 +2,7 @@
 //!
 //! `score_j = mean over o of |W_oj| * ||z_j||`; a KV group sums its columns. Nothing is compensated.
 
-use super::{Grain, Linear, Needs, Recovery, WidthMethod};
+use super::{Linear, Needs, Recovery, WidthMethod};
 use crate::numeric::NumericError;
 use crate::stats::LayerStats;
 
@@ -32,10 +32,6 @@ impl WidthMethod for WandaSp {
 
     fn needs(&self) -> Needs {
         Needs::Moments
-    }
-
-    fn grain(&self) -> Grain {
-        Grain::Neurons
     }
 
     fn scores(&self, linear: &Linear<'_>, stats: &LayerStats) -> Result<Vec<f64>, NumericError> {

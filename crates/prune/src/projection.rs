@@ -1,0 +1,260 @@
+//! An output projection of a layer at work: sums of its inputs over the windows, the choice of what stays, and the
+//! fit of what is left. The same for `down_proj`, whose units are neurons, and `o_proj`, whose units are KV groups.
+
+use crate::apply::{Recovered, storage_dtype, store_projection};
+use crate::error::PruneError;
+use crate::footprint::SumsIn;
+use crate::job::Job;
+use crate::matrix::{MatrixView, RowStore};
+use crate::methods::{Linear, Needs, Recovery, select_units, unit_range};
+use crate::numeric::NumericError;
+use crate::refit::{Damping, FitMatrices, FitProblem, refit};
+use crate::registry::Method;
+use crate::speed::solve_flops;
+use crate::spill::{DiskMatrix, WeightRows};
+use crate::stats::{LayerStats, StoredSums, TargetStats};
+use secateur_model::{LayerIdx, ModelConfig, WeightId, WeightRole};
+use secateur_tensor::kernels::heap::release_free_heap;
+use secateur_tensor::kernels::{cross_accumulate, gram_accumulate, mirror_upper};
+use std::sync::Arc;
+
+/// One output projection of a layer.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(crate) struct Projection {
+    pub(crate) layer_idx: LayerIdx,
+    pub(crate) role: WeightRole,
+    /// Input width k.
+    pub(crate) n_in: usize,
+    /// Output width d.
+    pub(crate) n_out: usize,
+    /// Neighbouring inputs that leave together.
+    pub(crate) unit_len: usize,
+}
+
+impl Projection {
+    /// `down_proj`: its units are the neurons of the MLP.
+    pub(crate) fn of_mlp(config: &ModelConfig, layer_idx: LayerIdx) -> Self {
+        let n_in = config.layers[layer_idx].intermediate_size;
+        Self { layer_idx, role: WeightRole::DownProj, n_in, n_out: config.hidden_size, unit_len: 1 }
+    }
+
+    /// `o_proj`: its units are the query heads of one KV head.
+    pub(crate) fn of_attention(config: &ModelConfig, layer_idx: LayerIdx) -> Self {
+        let layer = &config.layers[layer_idx];
+        Self {
+            layer_idx,
+            role: WeightRole::OProj,
+            n_in: layer.num_attention_heads * config.head_dim,
+            n_out: config.hidden_size,
+            unit_len: layer.heads_per_kv_group() * config.head_dim,
+        }
+    }
+
+    pub(crate) fn id(self) -> WeightId {
+        WeightId::layer(self.layer_idx, self.role)
+    }
+
+    /// Matrices whose rows leave with the units.
+    fn coupled(self) -> &'static [WeightRole] {
+        match self.role {
+            WeightRole::OProj => &[WeightRole::QProj, WeightRole::KProj, WeightRole::VProj],
+            _ => &[WeightRole::GateProj, WeightRole::UpProj],
+        }
+    }
+
+    /// Empty sums of what `method` needs.
+    pub(crate) fn stats(self, method: &Method) -> LayerStats {
+        let mut stats = LayerStats::new(self.n_in, self.n_out);
+        if Needs::Gram <= method.width.needs() {
+            stats.gram = Some(vec![0.0; self.n_in * self.n_in]);
+        }
+        if method.teacher_share.is_some() {
+            let cross = vec![0.0; self.n_in * self.n_out];
+            stats.target = Some(TargetStats { cross, sum: vec![0.0; self.n_out], energy: 0.0 });
+        }
+        stats
+    }
+
+    fn fail(self, error: &dyn std::error::Error) -> PruneError {
+        numeric(self.layer_idx, error)
+    }
+
+    /// The original weight: in memory when there is room for it, else decoded row by row.
+    pub(crate) fn rows(self, job: &Job<'_>) -> Result<ProjectionRows, PruneError> {
+        let source = &job.request.source;
+        Ok(match job.rung.sums {
+            SumsIn::Files => ProjectionRows::Mapped(WeightRows::new(source.clone(), self.id())?),
+            SumsIn::Memory | SumsIn::Moments => ProjectionRows::Memory(source.require(self.id())?.to_f32()),
+        })
+    }
+
+    /// Chooses the `keep` units that stay, refits what is left and stores it.
+    pub(crate) fn prune(
+        self,
+        job: &mut Job<'_>,
+        method: &Method,
+        keep: usize,
+        stats: &mut LayerStats,
+    ) -> Result<PrunedProjection, PruneError> {
+        let (kept, mut recovery) = self.solve(job, method, keep, stats)?;
+        let columns = unit_range(&kept, self.unit_len);
+        let source_dtype = job.request.source.require(self.id())?.dtype();
+        let dtype = storage_dtype(job.request.dtype, source_dtype, columns.len());
+        let weight = store_projection(&job.pool, self.layer_idx, &mut recovery, &columns, stats, dtype)?;
+        job.count("solve", solve_flops(stats, columns.len()));
+        Ok(PrunedProjection { kept, weight, bias: recovery.bias })
+    }
+
+    fn solve(
+        self,
+        job: &Job<'_>,
+        method: &Method,
+        keep: usize,
+        stats: &mut LayerStats,
+    ) -> Result<(Vec<usize>, Recovery), PruneError> {
+        job.check_cancel()?;
+        let fail = |error: NumericError| self.fail(&error);
+        if method.width.reads_by_rows() {
+            let rows = self.rows(job)?;
+            let rows = rows.view();
+            if let Some(share) = method.teacher_share {
+                stats.blend_own_target(rows, share).map_err(fail)?;
+            } else {
+                stats.set_own_target(rows).map_err(fail)?;
+            }
+            let problem = fit_problem(stats, rows).map_err(fail)?;
+            let kept = if keep * self.unit_len == self.n_in {
+                (0..keep).collect()
+            } else {
+                select_units(&problem, self.unit_len, keep, &mut |_| job.flow()).map_err(fail)?
+            };
+            job.check_cancel()?;
+            let weight = refit(&problem, &unit_range(&kept, self.unit_len)).map_err(fail)?;
+            return Ok((kept, Recovery { weight, bias: None }));
+        }
+        let source = &job.request.source;
+        let weight = source.require(self.id())?.to_f32();
+        let mut coupled: Vec<Vec<f32>> = Vec::new();
+        if method.width.needs() == Needs::Weights {
+            for &role in self.coupled() {
+                coupled.push(source.require(WeightId::layer(self.layer_idx, role))?.to_f32());
+            }
+        }
+        let coupled: Vec<&[f32]> = coupled.iter().map(Vec::as_slice).collect();
+        if let Some(share) = method.teacher_share {
+            stats.blend_own_target(&weight, share).map_err(fail)?;
+        }
+        let linear = Linear {
+            weight: &weight,
+            n_out: self.n_out,
+            n_in: self.n_in,
+            unit_len: self.unit_len,
+            coupled: &coupled,
+        };
+        let kept = method.width.select(&linear, stats, keep).map_err(fail)?;
+        job.check_cancel()?;
+        let recovery = method.width.recover(&linear, stats, &kept).map_err(fail)?;
+        Ok((kept, recovery))
+    }
+}
+
+/// What is left of an output projection.
+pub(crate) struct PrunedProjection {
+    /// Units of the base model that stay, rising.
+    pub(crate) kept: Vec<usize>,
+    weight: secateur_tensor::WeightMatrix,
+    bias: Option<Vec<f32>>,
+}
+
+impl PrunedProjection {
+    pub(crate) fn recovered(&self) -> Recovered<'_> {
+        Recovered { weight: self.weight.clone(), bias: self.bias.as_deref() }
+    }
+}
+
+/// An original output projection `[d, k]`.
+pub(crate) enum ProjectionRows {
+    Memory(Vec<f32>),
+    Mapped(WeightRows),
+}
+
+impl ProjectionRows {
+    pub(crate) fn view(&self) -> MatrixView<'_> {
+        match self {
+            Self::Memory(values) => MatrixView::Memory(values),
+            Self::Mapped(rows) => MatrixView::Stored(rows),
+        }
+    }
+}
+
+/// The problem of a projection with its target.
+pub(crate) fn fit_problem<'a>(
+    stats: &'a LayerStats,
+    prior: MatrixView<'a>,
+) -> Result<FitProblem<'a>, NumericError> {
+    let matrices = FitMatrices { gram: stats.gram_view()?, cross: stats.cross_view()?, prior };
+    FitProblem::of_matrices(matrices, stats.n_in, stats.n_out, Damping::DEFAULT)
+}
+
+/// What an output projection would have to add to each token: the way from the student's hidden states before the
+/// sub-layer to the teacher's after it. Both `[n, d]`.
+#[derive(Clone, Copy)]
+pub(crate) struct Wanted<'a> {
+    pub(crate) before: &'a [f32],
+    pub(crate) teacher_after: &'a [f32],
+}
+
+/// Adds inputs `[n, k]` of a projection to its sums, and what was wanted of it where there is a target.
+pub(crate) fn accumulate(
+    job: &Job<'_>,
+    layer_idx: LayerIdx,
+    inputs: &[f32],
+    wanted: Option<Wanted<'_>>,
+    stats: &mut LayerStats,
+) -> Result<(), PruneError> {
+    let (k, d) = (stats.n_in, stats.n_out);
+    stats.add_moments(inputs).map_err(|error| numeric(layer_idx, &error))?;
+    if let Some(gram) = &mut stats.gram {
+        gram_accumulate(&job.pool, inputs, k, gram);
+    }
+    if let (Some(target), Some(wanted)) = (&mut stats.target, wanted) {
+        let wanted: Vec<f32> = wanted.teacher_after.iter().zip(wanted.before).map(|(t, h)| t - h).collect();
+        cross_accumulate(&job.pool, inputs, &wanted, k, d, &mut target.cross);
+        for row in wanted.chunks_exact(d) {
+            for (sum, &value) in target.sum.iter_mut().zip(row) {
+                *sum += f64::from(value);
+                target.energy += f64::from(value) * f64::from(value);
+            }
+        }
+    }
+    Ok(())
+}
+
+/// Ends the accumulation: both triangles of the Gram matrix are filled, and where the rung says so the large sums
+/// go to files.
+pub(crate) fn settle_sums(job: &Job<'_>, stats: &mut LayerStats) -> Result<(), PruneError> {
+    const FILES: [&str; 2] = ["spill-gram", "spill-cross"];
+    let Some(gram) = &mut stats.gram else { return Ok(()) };
+    mirror_upper(gram, stats.n_in);
+    // What the windows have left in the heap must not lie beside the systems that are solved next.
+    release_free_heap();
+    if job.rung.sums != SumsIn::Files {
+        return Ok(());
+    }
+    let store = |name: &str, n_cols: usize, values: Vec<f32>| -> Result<Arc<dyn RowStore>, PruneError> {
+        let matrix = DiskMatrix::create(&job.work.file(name), n_cols).and_then(|matrix| {
+            matrix.write_rows(0, &values)?;
+            Ok(matrix)
+        });
+        Ok(Arc::new(matrix.map_err(|error| job.io_error(name, error))?))
+    };
+    let gram = store(FILES[0], stats.n_in, stats.gram.take().unwrap_or_default())?;
+    let cross = stats.target.as_mut().map(|target| std::mem::take(&mut target.cross)).unwrap_or_default();
+    let cross = store(FILES[1], stats.n_out, cross)?;
+    stats.stored = Some(StoredSums { gram, cross });
+    Ok(())
+}
+
+pub(crate) fn numeric(layer_idx: LayerIdx, error: &dyn std::error::Error) -> PruneError {
+    PruneError::Numeric { layer_idx, what: error.to_string() }
+}

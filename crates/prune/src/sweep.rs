@@ -1,0 +1,460 @@
+//! Measures on the base model what each cut would do to its predictions, in one sweep over the layers.
+//!
+//! At each layer the second-order removal gives the error curves of its MLP and its attention; then perturbed copies of
+//! a short token window are started: one without the layer, one with its MLP cut to half, one with some of its KV
+//! groups gone. All copies move on together with the sweep, so that each layer is in memory once. At the end the
+//! divergence of every copy from the untouched one is the measured damage of that cut.
+//!
+//! A deep model is measured at [`MEASURED_LAYERS`] of its layers and what lies between is interpolated, so that time
+//! grows with the number of layers and not with its square.
+
+use crate::calibration::WINDOW_LEN;
+use crate::comp::LayerImportance;
+use crate::error::PruneError;
+use crate::job::{Job, Stage};
+use crate::layer_pass::{advance, advance_layer, collect};
+use crate::methods::{step_of, unit_range};
+use crate::pipeline::measured_share;
+use crate::projection::{Projection, accumulate, fit_problem, numeric, settle_sums};
+use crate::refit::refit;
+use crate::select::{Quadratic, Removal, RemovalOptions, Round, remove_units};
+use crate::speed::sweep_flops;
+use crate::spill::Spill;
+use crate::stats::LayerStats;
+use crate::streams::Side;
+use crate::widths::WidthGrid;
+use secateur_engine::{Head, LayerRunner, Sublayer};
+use secateur_model::ModelConfig;
+use secateur_tensor::kernels::heap::release_free_heap;
+use secateur_tensor::kernels::{GemmArgs, MatMut, MatRef, gemm};
+use serde::{Deserialize, Serialize};
+use std::time::Instant;
+
+/// Windows whose tokens make the error curves.
+const CURVE_WINDOWS: usize = 8;
+/// Positions at the end of the damage window whose predictions are compared.
+const DAMAGE_POSITIONS: usize = 256;
+/// Layers, evenly spread, that are measured when there are more.
+const MEASURED_LAYERS: usize = 32;
+/// Of this many KV groups one leaves to measure the damage.
+const GROUPS_PER_REMOVED: usize = 4;
+
+/// Measured damage of narrowing one projection.
+#[derive(Clone, Debug, Default, Serialize, Deserialize)]
+pub(crate) struct CutDamage {
+    /// `errors[i]`: squared output error when the i least useful units are gone and the others refitted.
+    pub(crate) errors: Vec<f64>,
+    /// Units removed when `measured` was measured.
+    pub(crate) reference: usize,
+    /// Divergence (nats per token) of the model with this projection cut by `reference` units.
+    pub(crate) measured: f64,
+}
+
+/// Measured damage of cutting one layer.
+#[derive(Clone, Debug, Serialize, Deserialize)]
+pub(crate) struct LayerDamage {
+    /// COMP's layer importance.
+    pub(crate) importance: f64,
+    /// Of its neurons.
+    pub(crate) mlp: CutDamage,
+    /// Of its KV groups; nothing to remove where there is but one.
+    pub(crate) attention: CutDamage,
+    /// Divergence of the model without this layer.
+    pub(crate) removed: f64,
+}
+
+impl LayerDamage {
+    /// What the copies of a layer stand for, in the order of their slots.
+    fn values(&mut self) -> [&mut f64; COPIES] {
+        [&mut self.removed, &mut self.mlp.measured, &mut self.attention.measured]
+    }
+}
+
+/// Copies that a measured layer starts: without it, with its MLP narrowed, with KV groups gone.
+pub(crate) const COPIES: usize = 3;
+
+fn is_measured(layer_idx: usize, n_layers: usize) -> bool {
+    let nth = |layer_idx: usize| layer_idx * (MEASURED_LAYERS - 1) / (n_layers - 1).max(1);
+    n_layers <= MEASURED_LAYERS || layer_idx == 0 || nth(layer_idx - 1) != nth(layer_idx)
+}
+
+/// Geometric interpolation of `values` where `known` is false, between the nearest known neighbours.
+fn interpolate(values: &mut [f64], known: &[bool]) {
+    let points: Vec<usize> = (0..values.len()).filter(|&at| known[at]).collect();
+    for pair in points.windows(2) {
+        let (from, to) = (values[pair[0]].max(f64::MIN_POSITIVE), values[pair[1]].max(f64::MIN_POSITIVE));
+        let n_steps = (pair[1] - pair[0]) as f64;
+        for (nth, value) in values[pair[0] + 1..pair[1]].iter_mut().enumerate() {
+            let share = (nth + 1) as f64 / n_steps;
+            *value = (from.ln() * (1.0 - share) + to.ln() * share).exp();
+        }
+    }
+}
+
+/// The windows of the sweep: those that make the curves, and the one whose predictions are compared.
+struct SweepWindows {
+    curve: Vec<usize>,
+    damage: usize,
+}
+
+impl SweepWindows {
+    fn new(n_fit: usize) -> Self {
+        let n_curve = CURVE_WINDOWS.min(n_fit.saturating_sub(1)).max(1);
+        // Evenly over the set, so that the text of every part is heard.
+        let curve = (0..n_curve).map(|at| at * n_fit / n_curve).collect();
+        Self { curve, damage: n_fit - 1 }
+    }
+}
+
+/// Measures every layer, or takes up what an earlier run measured.
+pub(crate) fn sweep(job: &mut Job<'_>) -> Result<Vec<LayerDamage>, PruneError> {
+    let from = Instant::now();
+    let source = job.request.source.clone();
+    let (n_layers, hidden_size) = (source.config().n_layers(), source.config().hidden_size);
+    let windows = SweepWindows::new(job.set.n_fit());
+    let open = |name: &str| {
+        Spill::open(&job.work.file(name), hidden_size).map_err(|error| job.io_error(name, error))
+    };
+    let spills = [open(SPILL_NAMES[0])?, open(SPILL_NAMES[1])?];
+    let mut state =
+        Sweep { windows, spills, layer_idx: 0, rows: vec![0.0; WINDOW_LEN * hidden_size], n_copies: 0 };
+    let mut damages: Vec<LayerDamage> = Vec::with_capacity(n_layers);
+    let mut fresh = false;
+    for layer_idx in 0..n_layers {
+        let record = format!("probe-{layer_idx:03}.done");
+        let share = |n_done: usize| measured_share(n_done as f64 / n_layers as f64);
+        state.layer_idx = layer_idx;
+        if !fresh {
+            if let Some(known) = job.work.read(&record).map_err(|error| job.io_error(&record, error))? {
+                damages.push(known);
+                state.n_copies += if is_measured(layer_idx, n_layers) { COPIES } else { 0 };
+                job.resume_at(share(layer_idx + 1));
+                continue;
+            }
+            fresh = true;
+            if layer_idx == 0 {
+                state.start(job)?;
+            }
+        }
+        job.report(Stage::Measure, Some(layer_idx), share(layer_idx), None);
+        let damage = state.layer(job, layer_idx)?;
+        state.sync(job)?;
+        job.work.write(&record, &damage).map_err(|error| job.io_error(&record, error))?;
+        damages.push(damage);
+        let n_curve = state.windows.curve.len();
+        let layer = source.config().layers[layer_idx];
+        job.count("measure", sweep_flops(job, &layer, state.n_copies + n_curve, n_curve));
+        source.give_back_layer(layer_idx);
+        release_free_heap();
+    }
+    state.layer_idx = n_layers;
+    let kl = state.divergences(job)?;
+    let known: Vec<bool> = (0..n_layers).map(|layer_idx| is_measured(layer_idx, n_layers)).collect();
+    let measured = damages.iter_mut().zip(&known).filter(|(_, known)| **known).map(|(damage, _)| damage);
+    for (damage, measured) in measured.zip(kl.chunks_exact(COPIES)) {
+        damage.values().into_iter().zip(measured).for_each(|(value, kl)| *value = kl.max(0.0));
+    }
+    for copy in 0..COPIES {
+        let mut values: Vec<f64> = damages.iter_mut().map(|damage| *damage.values()[copy]).collect();
+        interpolate(&mut values, &known);
+        damages.iter_mut().zip(values).for_each(|(damage, value)| *damage.values()[copy] = value);
+    }
+    job.clock("measure", from);
+    Ok(damages)
+}
+
+/// Files of the sweep, by parity of the layer that reads them: as with the streams, a layer reads one and writes the
+/// other, so that a kill inside a layer leaves its input whole.
+const SPILL_NAMES: [&str; 2] = ["spill-probe-0", "spill-probe-1"];
+
+/// A sweep at work. Slots of its spill files, one window each: the curve windows, the untouched damage window,
+/// then [`COPIES`] for each measured layer passed.
+struct Sweep {
+    windows: SweepWindows,
+    spills: [Spill; 2],
+    /// The layer that is passed; after the last one, their number.
+    layer_idx: usize,
+    rows: Vec<f32>,
+    n_copies: usize,
+}
+
+impl Sweep {
+    fn untouched_slot(&self) -> usize {
+        self.windows.curve.len()
+    }
+
+    fn copy_slot(&self, copy: usize) -> usize {
+        self.untouched_slot() + 1 + copy
+    }
+
+    fn read(&mut self, job: &Job<'_>, slot: usize) -> Result<(), PruneError> {
+        let parity = self.layer_idx % 2;
+        let read = self.spills[parity].read(slot * WINDOW_LEN, &mut self.rows);
+        read.map_err(|error| job.io_error(SPILL_NAMES[parity], error))
+    }
+
+    fn write(&self, job: &Job<'_>, slot: usize, rows: &[f32]) -> Result<(), PruneError> {
+        let parity = (self.layer_idx + 1) % 2;
+        let written = self.spills[parity].write(slot * WINDOW_LEN, rows);
+        written.map_err(|error| job.io_error(SPILL_NAMES[parity], error))
+    }
+
+    /// Makes what the layer wrote survive a crash.
+    fn sync(&self, job: &Job<'_>) -> Result<(), PruneError> {
+        let parity = (self.layer_idx + 1) % 2;
+        self.spills[parity].sync().map_err(|error| job.io_error(SPILL_NAMES[parity], error))
+    }
+
+    fn start(&mut self, job: &Job<'_>) -> Result<(), PruneError> {
+        let windows: Vec<usize> = self.windows.curve.iter().copied().chain([self.windows.damage]).collect();
+        for (slot, window_idx) in windows.into_iter().enumerate() {
+            job.streams.read(Side::Teacher, 0, window_idx, &mut self.rows)?;
+            let written = self.spills[0].write(slot * WINDOW_LEN, &self.rows);
+            written.map_err(|error| job.io_error(SPILL_NAMES[0], error))?;
+        }
+        Ok(())
+    }
+
+    fn layer(&mut self, job: &Job<'_>, layer_idx: usize) -> Result<LayerDamage, PruneError> {
+        let source = job.request.source.clone();
+        let runner = LayerRunner::new(source.as_ref(), layer_idx, job.pool.clone())?;
+        for copy in 0..self.n_copies {
+            job.check_cancel()?;
+            let slot = self.copy_slot(copy);
+            self.read(job, slot)?;
+            advance_layer(job, &runner, &mut self.rows)?;
+            self.write(job, slot, &self.rows)?;
+        }
+        let LayerSums { importance, attention, mlp } = self.curve_windows(job, layer_idx, &runner)?;
+        let mut damage = LayerDamage {
+            importance: importance.aggregated(),
+            mlp: CutDamage::default(),
+            attention: CutDamage::default(),
+            removed: 0.0,
+        };
+        // Neither the layer's buffers nor its pages are needed while its systems are solved.
+        drop(runner);
+        source.give_back_layer(layer_idx);
+        let config = source.config();
+        let keep_groups = attention_floor(config, layer_idx);
+        let attention =
+            cut_for_curve(job, Projection::of_attention(config, layer_idx), attention, keep_groups)?;
+        let mlp = cut_for_curve(job, Projection::of_mlp(config, layer_idx), mlp, WidthGrid::NEURONS.floor)?;
+        let runner = LayerRunner::new(source.as_ref(), layer_idx, job.pool.clone())?;
+        if is_measured(layer_idx, config.n_layers()) {
+            self.start_copies(job, &runner, &mlp, &attention)?;
+        }
+        damage.mlp = mlp.damage;
+        damage.attention = attention.damage;
+        self.read(job, self.untouched_slot())?;
+        advance_layer(job, &runner, &mut self.rows)?;
+        self.write(job, self.untouched_slot(), &self.rows)?;
+        Ok(damage)
+    }
+
+    /// Starts the copies of the layer that is passed.
+    fn start_copies(
+        &mut self,
+        job: &Job<'_>,
+        runner: &LayerRunner,
+        mlp: &CurveCut,
+        attention: &CurveCut,
+    ) -> Result<(), PruneError> {
+        let [removed, narrowed, without_groups] = [0, 1, 2].map(|nth| self.copy_slot(self.n_copies + nth));
+        // The copy without this layer is the window as it comes in.
+        self.read(job, self.untouched_slot())?;
+        self.write(job, removed, &self.rows)?;
+        let mut rows = self.rows.clone();
+        if let Some(run) = runner.run(Sublayer::Attn, &self.rows)? {
+            add_product(job, run.inner(), attention, &mut rows);
+            self.rows.copy_from_slice(run.output());
+        }
+        advance(job, runner, Sublayer::Mlp, &mut rows)?;
+        self.write(job, without_groups, &rows)?;
+        rows.copy_from_slice(&self.rows);
+        let portion = job.rung.mlp_rows * job.request.source.config().hidden_size;
+        for (mid, rows) in self.rows.chunks(portion).zip(rows.chunks_mut(portion)) {
+            if let Some(inner) = runner.run_mlp_inner(mid)? {
+                add_product(job, inner.inner(), mlp, rows);
+            }
+        }
+        self.write(job, narrowed, &rows)?;
+        self.n_copies += COPIES;
+        Ok(())
+    }
+
+    /// Moves the curve windows through the layer; returns its importance and the sums of its projections.
+    fn curve_windows(
+        &mut self,
+        job: &Job<'_>,
+        layer_idx: usize,
+        runner: &LayerRunner,
+    ) -> Result<LayerSums, PruneError> {
+        let config = job.request.source.config();
+        let sums = |projection: Projection| LayerStats {
+            gram: Some(vec![0.0; projection.n_in * projection.n_in]),
+            ..LayerStats::new(projection.n_in, projection.n_out)
+        };
+        let mut found = LayerSums {
+            importance: LayerImportance::default(),
+            attention: sums(Projection::of_attention(config, layer_idx)),
+            mlp: sums(Projection::of_mlp(config, layer_idx)),
+        };
+        for slot in 0..self.windows.curve.len() {
+            job.check_cancel()?;
+            self.read(job, slot)?;
+            let before = self.rows.clone();
+            if let Some(run) = runner.run(Sublayer::Attn, &self.rows)? {
+                accumulate(job, layer_idx, run.inner(), None, &mut found.attention)?;
+                self.rows.copy_from_slice(run.output());
+            }
+            collect(job, layer_idx, runner, &self.rows, None, &mut found.mlp)?;
+            advance(job, runner, Sublayer::Mlp, &mut self.rows)?;
+            found
+                .importance
+                .add_window(&before, &self.rows, config.hidden_size)
+                .map_err(|error| numeric(layer_idx, &error))?;
+            self.write(job, slot, &self.rows)?;
+        }
+        Ok(found)
+    }
+
+    /// Divergence of every copy from the untouched window.
+    fn divergences(&mut self, job: &Job<'_>) -> Result<Vec<f64>, PruneError> {
+        /// Copies whose logits are taken together: the untouched ones are computed once for all of them.
+        const TOGETHER: usize = 4;
+        let head = Head::new(job.request.source.as_ref())?.giving_back(job.request.source.clone());
+        let hidden_size = job.request.source.config().hidden_size;
+        let tail = (WINDOW_LEN - DAMAGE_POSITIONS) * hidden_size;
+        self.read(job, self.untouched_slot())?;
+        let untouched = self.rows[tail..].to_vec();
+        let mut kl = Vec::with_capacity(self.n_copies);
+        let mut copy = 0;
+        while copy < self.n_copies {
+            job.check_cancel()?;
+            let mut group = Vec::new();
+            for at in copy..self.n_copies.min(copy + TOGETHER) {
+                self.read(job, self.copy_slot(at))?;
+                group.push(self.rows[tail..].to_vec());
+            }
+            let students: Vec<&[f32]> = group.iter().map(Vec::as_slice).collect();
+            kl.extend(head.mean_kl(&job.pool, &untouched, &students)?);
+            copy += group.len();
+        }
+        Ok(kl)
+    }
+}
+
+/// What the curve windows told of a layer.
+struct LayerSums {
+    importance: LayerImportance,
+    attention: LayerStats,
+    mlp: LayerStats,
+}
+
+/// A projection cut to the reference, and the error of every narrower one.
+#[derive(Default)]
+struct CurveCut {
+    damage: CutDamage,
+    /// Inputs that stay.
+    kept: Vec<usize>,
+    /// Inputs before.
+    n_in: usize,
+    /// `[d, kept]`.
+    weight: Vec<f32>,
+}
+
+/// Fewest KV groups of a layer that the sweep looks at: one, or all where there is but one.
+fn attention_floor(config: &ModelConfig, layer_idx: usize) -> usize {
+    config.layers[layer_idx].num_key_value_heads.min(1)
+}
+
+/// Removes units of a projection down to `floor` with the others refitted to the layer's own output. The reference is
+/// half of the neurons, or one KV group of each [`GROUPS_PER_REMOVED`].
+fn cut_for_curve(
+    job: &Job<'_>,
+    projection: Projection,
+    mut stats: LayerStats,
+    floor: usize,
+) -> Result<CurveCut, PruneError> {
+    if projection.n_in == 0 {
+        return Ok(CurveCut {
+            damage: CutDamage { errors: vec![0.0], ..CutDamage::default() },
+            ..CurveCut::default()
+        });
+    }
+    let fail = |error| numeric(projection.layer_idx, &error as &dyn std::error::Error);
+    settle_sums(job, &mut stats)?;
+    let rows = projection.rows(job)?;
+    stats.set_own_target(rows.view()).map_err(fail)?;
+    let problem = fit_problem(&stats, rows.view()).map_err(fail)?;
+    let n_units = projection.n_in / projection.unit_len;
+    let options = RemovalOptions {
+        unit_len: projection.unit_len,
+        keep: floor.min(n_units),
+        step: step_of(projection.unit_len),
+    };
+    let quadratic = Quadratic::of_weights(&problem).map_err(fail)?;
+    let mut go_on = |_: &Round<'_>| job.flow();
+    let Removal { kept, order, errors, .. } = remove_units(quadratic, &options, &mut go_on).map_err(fail)?;
+    job.check_cancel()?;
+    let reference = match projection.unit_len {
+        1 => n_units / 2,
+        _ => n_units.div_ceil(GROUPS_PER_REMOVED),
+    };
+    let reference = reference.min(order.len());
+    let removal = Removal { kept, order, errors: Vec::new(), coefficients: Vec::new() };
+    let kept = unit_range(&removal.kept_after(reference), projection.unit_len);
+    let weight = refit(&problem, &kept).map_err(fail)?;
+    Ok(CurveCut {
+        damage: CutDamage { errors, reference, measured: 0.0 },
+        kept,
+        n_in: projection.n_in,
+        weight,
+    })
+}
+
+/// `rows += inner[:, kept] weight'`.
+fn add_product(job: &Job<'_>, inner: &[f32], cut: &CurveCut, rows: &mut [f32]) {
+    let width = cut.n_in;
+    let n = inner.len() / width;
+    let n_kept = cut.kept.len();
+    let mut columns = Vec::with_capacity(n * n_kept);
+    for row in inner.chunks_exact(width) {
+        columns.extend(cut.kept.iter().map(|&at| row[at]));
+    }
+    let n_out = rows.len() / n;
+    gemm(
+        &job.pool,
+        GemmArgs {
+            alpha: 1.0,
+            a: MatRef::row_major(&columns, n, n_kept),
+            b: MatRef::row_major(&cut.weight, n_out, n_kept).transposed(),
+            beta: 1.0,
+            c: MatMut::row_major(rows, n, n_out),
+        },
+    );
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn deep_models_are_measured_at_a_bounded_number_of_layers_with_both_ends() {
+        for n_layers in [1, 2, 30, 32, 33, 60, 64, 126, 512] {
+            let known: Vec<bool> = (0..n_layers).map(|layer_idx| is_measured(layer_idx, n_layers)).collect();
+            let n_known = known.iter().filter(|known| **known).count();
+            assert_eq!(n_known, n_layers.min(MEASURED_LAYERS), "{n_layers} layers");
+            assert!(known[0] && known[n_layers - 1], "{n_layers} layers");
+        }
+    }
+
+    #[test]
+    fn what_lies_between_is_interpolated_geometrically() {
+        let mut values = [1.0, 0.0, 4.0, 0.0, 0.0, 0.5];
+        interpolate(&mut values, &[true, false, true, false, false, true]);
+        let want = [1.0, 2.0, 4.0, 2.0, 1.0, 0.5];
+        assert!(values.iter().zip(want).all(|(got, want)| (got - want).abs() < 1e-12), "{values:?}");
+    }
+}
