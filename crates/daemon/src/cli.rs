@@ -79,7 +79,8 @@ pub(crate) struct PlanArgs {
     #[arg(long, value_name = "POLICY")]
     #[serde(skip_serializing_if = "Option::is_none")]
     policy: Option<String>,
-    /// Storage of the result: keep, f32, f16, bf16, q8_0, q4_0, q4_1.
+    /// Storage of the result: auto, keep, f32, f16, bf16, q8_0, q4_0, q4_1. auto stores it in fewer bits when a budget
+    /// asks for less memory and that costs less than pruning; a ratio alone keeps it.
     #[arg(long, value_name = "DTYPE")]
     #[serde(skip_serializing_if = "Option::is_none")]
     dtype: Option<String>,
@@ -293,6 +294,9 @@ pub(crate) struct EvalCommand {
     /// Tokens of the text to use, from its start.
     #[arg(long, value_name = "N", conflicts_with = "tasks")]
     pub(crate) max_tokens: Option<usize>,
+    /// Model to tell the divergence (KL) of the predictions from: the one this was pruned from.
+    #[arg(long, value_name = "MODEL", conflicts_with = "tasks")]
+    pub(crate) base: Option<String>,
     /// Items to use, from the start.
     #[arg(long, value_name = "N", conflicts_with = "text")]
     pub(crate) max_items: Option<usize>,

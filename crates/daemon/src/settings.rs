@@ -73,7 +73,7 @@ impl Default for Settings {
             drain_s: 3,
             method: DEFAULT_METHOD.into(),
             policy: "quality".into(),
-            dtype: "keep".into(),
+            dtype: "auto".into(),
             table_dtype: "auto".into(),
             seed: 0,
             calibration: None,

@@ -29,6 +29,16 @@ pub enum EngineError {
     /// The caller asked to stop.
     #[error("cancelled")]
     Cancelled,
+    /// Two models that are compared know different numbers of tokens.
+    #[error(
+        "the vocabularies have {vocab_size} and {other} tokens: these models cannot be compared token by token"
+    )]
+    Vocabulary {
+        /// Of one.
+        vocab_size: usize,
+        /// Of the other.
+        other: usize,
+    },
     /// The model produced NaN or infinity.
     #[error("{what} are not finite; the model file is damaged or unsuitable")]
     NotFinite {

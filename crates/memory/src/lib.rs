@@ -22,7 +22,7 @@ mod watchdog;
 pub use budget::{BudgetError, MemoryBudget, Percent, ResolvedBudget};
 pub use plan::{
     DEFAULT_CONTEXT_LEN, DEFAULT_PREFILL_TOKENS, DEFAULT_RUNTIME_BYTES, LayerWeights, MAX_RATIO,
-    MIN_CONTEXT_LEN, PlanError, PlanRequest, Refusal, SHORTER_CONTEXT_RATIO, Tables, WeightsSummary,
+    MIN_CONTEXT_LEN, PlanError, PlanRequest, Refusal, SHORTER_CONTEXT_RATIO, Storage, WeightsSummary,
     footprint, plan, plan_ratio, predicted_perplexity_factor,
 };
 pub use pressure::{PressureLadder, PressureSample, PressureStep, PressureWatch};

@@ -3,7 +3,7 @@
 
 use proptest::prelude::*;
 use secateur_memory::{
-    DEFAULT_CONTEXT_LEN, MIN_CONTEXT_LEN, PlanError, PlanRequest, Refusal, SHORTER_CONTEXT_RATIO, Tables,
+    DEFAULT_CONTEXT_LEN, MIN_CONTEXT_LEN, PlanError, PlanRequest, Refusal, SHORTER_CONTEXT_RATIO, Storage,
     WeightsSummary, footprint, plan, plan_ratio,
 };
 use secateur_model::{
@@ -132,17 +132,18 @@ fn every_ratio_is_reached_within_half_a_per_cent() {
 fn a_dtype_may_do_instead_of_a_cut() {
     let config = reference();
     let weights = WeightsSummary::uniform(&config, DType::F16);
-    let q8 = PlanRequest { dtype: Some(DType::Q8_0), context_len: Some(512), ..PlanRequest::default() };
+    let q8 =
+        PlanRequest { dtype: Storage::As(DType::Q8_0), context_len: Some(512), ..PlanRequest::default() };
     let converted = plan(&config, &weights, 200 * MIB, &q8).unwrap();
     assert_eq!((converted.action, converted.ratio), (PlanAction::Prune, PruneRatio::ZERO));
     assert!(converted.reason.contains("stored as q8_0"), "{}", converted.reason);
     assert_eq!(converted.footprint.weights_bytes * 16, weights_of(&converted, DType::Q8_0) * 16);
-    let kept = plan(&config, &weights, 200 * MIB, &PlanRequest { dtype: None, ..q8 }).unwrap();
+    let kept = plan(&config, &weights, 200 * MIB, &PlanRequest { dtype: Storage::Keep, ..q8 }).unwrap();
     assert!(0.3 < kept.ratio.get(), "{}", kept.ratio);
     let stored = WeightsSummary::uniform(&config, DType::Q8_0);
     let same = plan(&config, &stored, 400 * MIB, &q8).unwrap();
     assert_eq!(same.action, PlanAction::Untouched);
-    let error = plan(&config, &weights, 200 * MIB, &PlanRequest { dtype: Some(DType::Q4_K), ..q8 });
+    let error = plan(&config, &weights, 200 * MIB, &PlanRequest { dtype: Storage::As(DType::Q4_K), ..q8 });
     assert_eq!(error, Err(PlanError::DType(DType::Q4_K)));
 }
 
@@ -158,37 +159,78 @@ fn tables_are_stored_in_fewer_bits_before_much_is_cut() {
         plan(&config, &weights, budget, &request)
     };
     let whole = footprint(&config, &weights, 512, &PlanRequest::default()).unwrap().total_bytes();
-    let untouched = with(whole, Tables::Auto, None).unwrap();
+    let untouched = with(whole, Storage::Auto, Storage::Keep).unwrap();
     assert_eq!((untouched.action, untouched.table_dtype), (PlanAction::Untouched, None));
     // A little less: the table alone gives it, in the kinder of the two dtypes.
     let saved = table(DType::Q8_0) - table(DType::Q4_1);
-    let kinder = with(whole - saved, Tables::Auto, None).unwrap();
+    let kinder = with(whole - saved, Storage::Auto, Storage::Keep).unwrap();
     assert_eq!((kinder.action, kinder.table_dtype), (PlanAction::Prune, Some(DType::Q4_1)));
     assert_eq!((kinder.ratio, kinder.footprint.total_bytes()), (PruneRatio::ZERO, whole - saved));
     assert_eq!(kinder.base_footprint.total_bytes(), whole);
     assert!(kinder.reason.contains("token table is stored as q4_1"), "{}", kinder.reason);
     // Less still: both, and less of a cut than without.
-    let (both, cut) =
-        (with(whole - 2 * saved, Tables::Auto, None), with(whole - 2 * saved, Tables::Keep, None));
+    let (both, cut) = (
+        with(whole - 2 * saved, Storage::Auto, Storage::Keep),
+        with(whole - 2 * saved, Storage::Keep, Storage::Keep),
+    );
     let (both, cut) = (both.unwrap(), cut.unwrap());
     assert!(PruneRatio::ZERO < both.ratio && both.ratio < cut.ratio);
     assert!(both.predicted_perplexity_factor < cut.predicted_perplexity_factor);
     assert!(cut.table_dtype.is_none());
     // The smallest feasible budget counts on the smallest table, and is exact.
-    let Err(PlanError::Refused(refusal)) = with(0, Tables::Auto, None) else {
+    let Err(PlanError::Refused(refusal)) = with(0, Storage::Auto, Storage::Keep) else {
         panic!("nothing fits into nothing")
     };
-    let Err(PlanError::Refused(kept)) = with(0, Tables::Keep, None) else {
+    let Err(PlanError::Refused(kept)) = with(0, Storage::Keep, Storage::Keep) else {
         panic!("nothing fits into nothing")
     };
     let most = table(DType::Q8_0) - table(DType::Q4_0);
     assert_eq!(kept.smallest_budget_bytes - refusal.smallest_budget_bytes, most);
-    let smallest = with(refusal.smallest_budget_bytes, Tables::Auto, None).unwrap();
+    let smallest = with(refusal.smallest_budget_bytes, Storage::Auto, Storage::Keep).unwrap();
     assert_eq!(smallest.footprint.total_bytes(), refusal.smallest_budget_bytes);
     assert_eq!(smallest.table_dtype, Some(DType::Q4_0));
     // A dtype that makes the tables no smaller changes nothing, and one that cannot be written is refused.
-    assert_eq!(with(whole, Tables::As(DType::F16), None).unwrap().action, PlanAction::Untouched);
-    assert_eq!(with(whole, Tables::As(DType::Q4_K), None), Err(PlanError::DType(DType::Q4_K)));
+    assert_eq!(with(whole, Storage::As(DType::F16), Storage::Keep).unwrap().action, PlanAction::Untouched);
+    assert_eq!(with(whole, Storage::As(DType::Q4_K), Storage::Keep), Err(PlanError::DType(DType::Q4_K)));
+}
+
+#[test]
+fn layers_are_stored_in_fewer_bits_before_much_is_cut() {
+    let config = reference();
+    let weights = WeightsSummary::uniform(&config, DType::F16);
+    let with = |budget, dtype| {
+        let request =
+            PlanRequest { dtype, tables: Storage::Auto, context_len: Some(512), ..PlanRequest::default() };
+        plan(&config, &weights, budget, &request)
+    };
+    let whole = footprint(&config, &weights, 512, &PlanRequest::default()).unwrap().total_bytes();
+    assert_eq!(with(whole, Storage::Auto).unwrap().action, PlanAction::Untouched);
+    // Eight bits are as good as sixteen, four cost less than cutting half of the model.
+    let eight = with(whole * 2 / 3, Storage::Auto).unwrap();
+    assert_eq!((eight.dtype, eight.ratio), (Some(DType::Q8_0), PruneRatio::ZERO));
+    let four = with(whole / 2, Storage::Auto).unwrap();
+    assert!(matches!(four.dtype, Some(DType::Q4_0 | DType::Q4_1)), "{}", four.reason);
+    assert!(four.reason.contains("matrices are stored as q4"), "{}", four.reason);
+    // Never worse than any fixed choice, better with more budget, and refused by the exact number.
+    let mut last = f64::INFINITY;
+    for budget in (0..40).map(|step| whole / 5 + step * whole / 50) {
+        let Ok(auto) = with(budget, Storage::Auto) else { continue };
+        assert!(auto.footprint.total_bytes() <= budget);
+        assert!(auto.predicted_perplexity_factor <= last, "at {budget}");
+        last = auto.predicted_perplexity_factor;
+        for dtype in
+            [DType::Q8_0, DType::Q4_1, DType::Q4_0].map(Storage::As).into_iter().chain([Storage::Keep])
+        {
+            let fixed = with(budget, dtype);
+            assert!(fixed.is_err() || last <= fixed.unwrap().predicted_perplexity_factor, "at {budget}");
+        }
+    }
+    let Err(PlanError::Refused(refusal)) = with(0, Storage::Auto) else {
+        panic!("nothing fits into nothing")
+    };
+    let smallest = with(refusal.smallest_budget_bytes, Storage::Auto).unwrap();
+    assert_eq!(smallest.footprint.total_bytes(), refusal.smallest_budget_bytes);
+    assert!(with(refusal.smallest_budget_bytes - 1, Storage::Auto).is_err());
 }
 
 /// Bytes of the reference shape cut as `plan` says, from first principles.
@@ -288,7 +330,8 @@ fn made() -> impl Strategy<Value = Made> {
     let shape = (1_usize..=4, prop::collection::vec(layer, 1..6), any::<bool>());
     let policy = prop::sample::select(vec![PlanPolicy::Quality, PlanPolicy::Compatible]);
     let dtypes = [DType::F32, DType::F16, DType::BF16, DType::Q8_0, DType::Q4_0, DType::Q4_1];
-    let dtype = prop::option::of(prop::sample::select(dtypes.to_vec()));
+    let dtype = prop::option::of(prop::sample::select(dtypes.to_vec()))
+        .prop_map(|dtype| dtype.map_or(Storage::Keep, Storage::As));
     let context = prop::option::of(1_usize..4096);
     let wishes = (policy, dtype, context, 0_u64..100_000, 100_usize..4096);
     (shape, wishes).prop_map(
@@ -349,7 +392,7 @@ impl Made {
             if base.num_key_value_heads != layer.num_key_value_heads {
                 dtypes[3] = writable_dtype(dtypes[3]);
             }
-            request.dtype.map_or(dtypes, |dtype| [dtype; 7])
+            request.dtype.asked().map_or(dtypes, |dtype| [dtype; 7])
         };
         let bytes = |layers: &[LayerConfig], of: &dyn Fn(usize, &LayerConfig) -> [DType; 7]| -> u64 {
             let bytes = |(layer_idx, layer)| mixed_layer_bytes(config, layer, &of(layer_idx, layer));
@@ -360,7 +403,7 @@ impl Made {
         let old_weights = old_layers + vectors + weights.final_norm_bytes + weights.embedding_bytes;
         let other = weights.file_bytes.saturating_sub(old_weights);
         // The table is Q4_0: of the dtypes asked for, the 4-bit ones leave it.
-        let table = match request.dtype {
+        let table = match request.dtype.asked() {
             None | Some(DType::Q4_0 | DType::Q4_1) => weights.embedding_bytes,
             Some(dtype) => (config.vocab_size * dtype.row_bytes(config.hidden_size).unwrap()) as u64,
         };
@@ -428,7 +471,7 @@ proptest! {
                 Err(PlanError::Refused(refusal)) => {
                     prop_assert_eq!(refusal.smallest_budget_bytes, smallest);
                     prop_assert_eq!(refusal.available_bytes, budget);
-                    prop_assert!(smallest <= refusal.needed_bytes || made.request.dtype.is_some());
+                    prop_assert!(smallest <= refusal.needed_bytes || made.request.dtype != Storage::Keep);
                 }
                 other => prop_assert!(false, "{:?}", other),
             }

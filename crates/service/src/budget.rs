@@ -4,7 +4,7 @@ use crate::ServiceError;
 use crate::api::{LimitView, MemoryView, PlanView};
 use crate::convert::{data_error, invalid};
 use secateur_memory::{
-    MemoryBudget, MemoryStatus, PlanRequest, ProbeRoot, ResolvedBudget, Tables, WeightsSummary,
+    MemoryBudget, MemoryStatus, PlanRequest, ProbeRoot, ResolvedBudget, Storage, WeightsSummary,
 };
 use secateur_model::{KvDType, PlanPolicy, PrunePlan, PruneRatio, WeightSource};
 use secateur_model_file::ModelFile;
@@ -81,7 +81,7 @@ pub struct PlanSettings {
     pub context_len: Option<usize>,
     /// `quality` or `compatible`.
     pub policy: Option<String>,
-    /// `keep` or a dtype that can be written.
+    /// How all matrices are stored: `auto` (also when absent), `keep` or a dtype that can be written.
     pub dtype: Option<String>,
     /// How token table and output head are stored: `auto` (also when absent), `keep` or a dtype.
     pub table_dtype: Option<String>,
@@ -103,7 +103,7 @@ impl PlanSettings {
             let unknown = || invalid("kv_dtype", format!("`{name}` is not known, allowed are f16, f32"));
             KvDType::from_name(name).ok_or_else(unknown)
         });
-        let dtype = parse_dtype("dtype", self.dtype.as_deref())?;
+        let dtype = parse_storage("dtype", self.dtype.as_deref())?;
         Ok(PlanRequest {
             context_len: self.context_len,
             policy: policy.transpose()?.unwrap_or_default(),
@@ -114,21 +114,17 @@ impl PlanSettings {
         })
     }
 
-    /// What may happen to the tables when the matrices are stored as `dtype`.
-    fn tables(&self, dtype: Option<DType>) -> Result<Tables, ServiceError> {
+    /// What may happen to the tables when the matrices are stored as `dtype` says.
+    fn tables(&self, dtype: Storage) -> Result<Storage, ServiceError> {
         // A dtype that is wide enough for the tables is meant for them too.
-        let follows = dtype.is_some_and(|dtype| !matches!(dtype, DType::Q4_0 | DType::Q4_1));
-        match self.table_dtype.as_deref() {
-            None | Some("auto") if follows => Ok(Tables::Keep),
-            None | Some("auto") => Ok(Tables::Auto),
-            name => match parse_dtype("table_dtype", name)? {
-                None => Ok(Tables::Keep),
-                Some(_) if follows => Err(invalid(
-                    "table_dtype",
-                    "goes with dtype keep, q4_0 or q4_1; others are for the tables too",
-                )),
-                Some(dtype) => Ok(Tables::As(dtype)),
-            },
+        let follows = matches!(dtype, Storage::As(dtype) if !matches!(dtype, DType::Q4_0 | DType::Q4_1));
+        match parse_storage("table_dtype", self.table_dtype.as_deref())? {
+            Storage::Auto if follows => Ok(Storage::Keep),
+            Storage::As(_) if follows => Err(invalid(
+                "table_dtype",
+                "goes with dtype auto, keep, q4_0 or q4_1; others are for the tables too",
+            )),
+            tables => Ok(tables),
         }
     }
 
@@ -145,12 +141,18 @@ impl PlanSettings {
     }
 }
 
-/// `None` for `keep`.
-fn parse_dtype(param: &'static str, name: Option<&str>) -> Result<Option<DType>, ServiceError> {
-    let Some(name) = name.filter(|name| !name.eq_ignore_ascii_case("keep")) else { return Ok(None) };
-    let allowed = "allowed are keep, f32, f16, bf16, q8_0, q4_0, q4_1";
+/// `auto` (also when absent), `keep` or a dtype.
+fn parse_storage(param: &'static str, name: Option<&str>) -> Result<Storage, ServiceError> {
+    let name = name.unwrap_or("auto");
+    if name.eq_ignore_ascii_case("auto") {
+        return Ok(Storage::Auto);
+    }
+    if name.eq_ignore_ascii_case("keep") {
+        return Ok(Storage::Keep);
+    }
+    let allowed = "allowed are auto, keep, f32, f16, bf16, q8_0, q4_0, q4_1";
     let unknown = || invalid(param, format!("`{name}` is not known, {allowed}"));
-    DType::from_name(name).map(Some).ok_or_else(unknown)
+    DType::from_name(name).map(Storage::As).ok_or_else(unknown)
 }
 
 /// A plan for a model file, by ratio when there is one and else by budget.
@@ -198,7 +200,7 @@ mod tests {
             (
                 PlanSettings { table_dtype: text("q4_0"), dtype: text("f16"), ..base() },
                 "table_dtype",
-                "dtype keep",
+                "dtype auto, keep",
             ),
             (PlanSettings { ratio: Some(1.0), ..base() }, "ratio", "below 1"),
             (PlanSettings { ratio: Some(f64::NAN), ..base() }, "ratio", "below 1"),
@@ -211,15 +213,16 @@ mod tests {
         }
         let keep = PlanSettings { dtype: text("keep"), policy: text("compatible"), ..base() };
         let request = keep.request().unwrap();
-        assert_eq!((request.dtype, request.policy), (None, PlanPolicy::Compatible));
-        assert_eq!(request.tables, Tables::Auto);
+        assert_eq!((request.dtype, request.policy), (Storage::Keep, PlanPolicy::Compatible));
+        assert_eq!(base().request().unwrap().dtype, Storage::Auto);
+        assert_eq!(request.tables, Storage::Auto);
         let tables = |dtype: &str, table: Option<&str>| {
             let table_dtype = table.map(str::to_owned);
             PlanSettings { dtype: text(dtype), table_dtype, ..base() }.request().unwrap().tables
         };
-        assert_eq!(tables("f16", None), Tables::Keep);
-        assert_eq!(tables("q4_0", Some("keep")), Tables::Keep);
-        assert_eq!(tables("keep", Some("q4_1")), Tables::As(DType::Q4_1));
+        assert_eq!(tables("f16", None), Storage::Keep);
+        assert_eq!(tables("q4_0", Some("keep")), Storage::Keep);
+        assert_eq!(tables("keep", Some("q4_1")), Storage::As(DType::Q4_1));
     }
 
     #[test]

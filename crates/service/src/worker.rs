@@ -14,7 +14,7 @@ use crate::shared::{Control, Request, Shared, Swap};
 use crate::slots::{Ended, SlotLimits, Slots};
 use secateur_engine::{Engine, Precision};
 use secateur_generate::{FinishReason, Finished, Generation};
-use secateur_memory::{PlanRequest, PressureStep, Tables, format_bytes};
+use secateur_memory::{PlanRequest, PressureStep, Storage, format_bytes};
 use secateur_model::{PlanAction, PrunePlan, WeightSource};
 use secateur_model_file::ModelFile;
 use secateur_store::EntryInUse;
@@ -276,7 +276,7 @@ impl Worker {
         let step_bytes = (STEP_NEURONS * 3 * model.file().config().hidden_size * size_of::<f32>()) as u64;
         let budget_bytes = self.shared.budget_bytes() + step_bytes;
         let plan_settings = &self.shared.options().prune.plan;
-        let base = PlanRequest { dtype: None, tables: Tables::Keep, ..plan_settings.request()? };
+        let base = PlanRequest { dtype: Storage::Keep, tables: Storage::Keep, ..plan_settings.request()? };
         let summary = summarize(model.file())?;
         let config = model.file().config();
         let max_context = config.max_position_embeddings;

@@ -11,5 +11,6 @@ mod vocab;
 
 pub use gguf::{Gguf, GgufTensor, Meta};
 pub use rng::Rng;
+pub use secateur_tensor::DType;
 pub use tiny::{Biases, Head, TinyFamily, TinyLayer, TinyModel};
 pub use vocab::{CHAT_TEMPLATE, TinyVocab, reference_model};

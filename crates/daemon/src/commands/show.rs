@@ -94,9 +94,11 @@ pub(super) fn prune(report: &PruneFileReport) -> String {
 }
 
 pub(super) fn eval(report: &EvalReport) -> String {
+    let kl_base = report.kl_base.map(|kl| format!("{kl:.5} nats a token from the base model"));
     table(&[
         ("perplexity", format!("{:.4}", report.perplexity)),
         ("loss", format!("{:.5} nats a token", report.nll)),
+        ("divergence", kl_base.unwrap_or_else(|| "not asked for (--base)".to_owned())),
         ("scored", format!("{} tokens in {} windows of {}", report.tokens, report.windows, report.seq_len)),
         ("speed", format!("{:.1} tokens/s", report.tokens_per_s)),
         ("peak memory", format_bytes(report.rss_peak_bytes)),

@@ -62,6 +62,7 @@ pub(super) fn eval(args: &EvalCommand, settings: &Settings, json: bool) -> Resul
                 text: text.clone(),
                 seq_len: args.seq_len,
                 max_tokens: args.max_tokens,
+                base: args.base.as_ref().map(|base| open(base, settings)).transpose()?,
                 run: settings.run(),
             };
             let mut progress = |p: ops::EvalProgress| {

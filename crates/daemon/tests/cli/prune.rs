@@ -2,6 +2,7 @@
 
 use crate::support::{Home, last_object, signal, str_of};
 use rustix::process::Signal;
+use secateur_test_support::{DType, TinyLayer, TinyModel};
 use serde_json::Value;
 use std::fs;
 use std::io::{BufRead, BufReader};
@@ -9,9 +10,12 @@ use std::io::{BufRead, BufReader};
 const TOKENS: &str = "4096";
 
 fn prune_args<'a>(home: &'a Home, out: &'a str, extra: &[&'a str]) -> Vec<&'a str> {
-    let mut args = vec!["prune", str_of(&home.model), "-o", out, "--ratio", "0.25", "--json"];
+    let mut args = vec!["prune", str_of(&home.model), "-o", out, "--json"];
     args.extend(["--calibration-tokens", TOKENS, "--memory-budget", "512MiB"]);
     args.extend(extra);
+    if !extra.contains(&"--ratio") {
+        args.extend(["--ratio", "0.25"]);
+    }
     args
 }
 
@@ -48,6 +52,48 @@ fn a_pruned_file_is_what_its_report_says() {
 }
 
 #[test]
+fn a_method_that_cuts_attention_removes_whole_kv_groups() {
+    let home = Home::with_slow_model();
+    let report =
+        home.json(&prune_args(&home, "out.gguf", &["--method", "flap", "--ratio", "0.5", "--dtype", "f16"]));
+    let groups: Vec<u64> =
+        report["kv_heads"].as_array().unwrap().iter().map(|n| n.as_u64().unwrap()).collect();
+    assert!(groups.contains(&1) && groups.iter().all(|&n| n == 1 || n == 2), "{report}");
+    let out = home.path("out.gguf");
+    let inspect = home.json(&["inspect", str_of(&out), "--json"]);
+    assert_eq!(inspect["layer_params"], report["params_after"]);
+    home.json(&["generate", str_of(&out), "--prompt", "a", "--json"]);
+    // Its predictions have moved from those of the base model, which are no way from themselves.
+    fs::write(home.path("text.txt"), "a few words of text ".repeat(20)).unwrap();
+    let base = str_of(&home.model);
+    let kl = |model: &str| {
+        let args = ["eval", model, "--base", base, "--text", "text.txt", "--seq-len", "32", "--json"];
+        home.json(&args)["kl_base"].as_f64().unwrap()
+    };
+    assert!(kl(base).abs() < 1e-6 && 1e-4 < kl(str_of(&out)));
+}
+
+#[test]
+fn a_matrix_in_fewer_bits_is_rounded_with_feedback() {
+    let layer = TinyLayer { heads: 4, kv_heads: 2, intermediate_size: 256 };
+    let home = Home::with(&TinyModel { layers: vec![layer; 3], dtype: DType::F16, ..TinyModel::default() });
+    fs::write(home.path("text.txt"), "a few words of text ".repeat(40)).unwrap();
+    let base = str_of(&home.model);
+    let kl = |out: &str, method: &str| {
+        let extra = ["--ratio", "0", "--dtype", "q4_0", "--method", method];
+        let report = home.json(&prune_args(&home, out, &extra));
+        assert_eq!(report["ratio_reached"], 0.0);
+        let inspect = home.json(&["inspect", out, "--json"]);
+        assert!(inspect["dtypes"].get("q4_0").is_some(), "{inspect}");
+        let args = ["eval", out, "--base", base, "--text", "text.txt", "--seq-len", "64", "--json"];
+        home.json(&args)["kl_base"].as_f64().unwrap()
+    };
+    // A method that does not fit rounds each value by itself.
+    let (fed_back, plain) = (kl("a.gguf", "comp-refit"), kl("b.gguf", "wanda-sp"));
+    assert!(fed_back < plain, "{fed_back} with feedback, {plain} without");
+}
+
+#[test]
 fn a_model_that_fits_is_left_as_it_is() {
     let home = Home::new();
     let args = ["prune", str_of(&home.model), "-o", "same.gguf", "--memory-budget", "1GiB", "--json"];
@@ -78,7 +124,7 @@ fn tables_are_stored_anew_alone_or_before_the_cut() {
     }
     let refused = home.run(&[&args[..], &["-o", "x.gguf", "--ratio", "0.25", "--dtype", "f16"]].concat());
     let error = last_object(&refused)["error"].as_str().unwrap().to_owned();
-    assert!(error.contains("goes with dtype keep"), "{error}");
+    assert!(error.contains("goes with dtype auto, keep"), "{error}");
 }
 
 /// Starts a job, waits for its nth line of progress and stops it by a signal; true when it ended before.

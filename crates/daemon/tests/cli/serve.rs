@@ -67,6 +67,8 @@ fn it_prunes_to_the_budget_once_and_restarts_with_the_stored_model() {
         "state",
         "--calibration-tokens",
         "1024",
+        "--dtype",
+        "keep",
         "--table-dtype",
         "keep",
     ];

@@ -248,12 +248,13 @@ static void threads(const char *model, const char *state) {
   CHECK(refused > 0);
 }
 
+// Anonymous memory: mapped files come and go with what else the machine does.
 static long resident_kib(void) {
   char line[256];
   long kib = 0;
   FILE *file = fopen("/proc/self/status", "r");
   while (file && fgets(line, sizeof line, file))
-    if (sscanf(line, "VmRSS: %ld", &kib) == 1) break;
+    if (sscanf(line, "RssAnon: %ld", &kib) == 1) break;
   if (file) fclose(file);
   return kib;
 }

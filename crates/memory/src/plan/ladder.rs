@@ -38,7 +38,7 @@ impl Ladder {
     pub(super) fn new(config: &ModelConfig, weights: &WeightsSummary, request: &PlanRequest) -> Self {
         let mut ladder = Self { base: config.layers.clone(), steps: Vec::new(), rungs: vec![(0, 0.0)] };
         let unit = |layer_idx: LayerIdx| {
-            request.dtype.map_or_else(|| down_unit(config, weights, layer_idx), dtype_unit)
+            request.dtype.asked().map_or_else(|| down_unit(config, weights, layer_idx), dtype_unit)
         };
         let rounds = match request.policy {
             PlanPolicy::Quality => quality_rounds(config, unit),

@@ -11,9 +11,9 @@
 //! context, nor more pruning at the same context. (It may mean more pruning at a longer context: there is no
 //! rule that keeps the context while it is cheap and is monotone in both.)
 //!
-//! With [`Tables::Auto`] the token table and the output head may be stored in fewer bits before anything is cut:
-//! in a small model they are a third of the bytes, and 4 bits there cost far less than pruning as much. Of all
-//! ways that fit, the plan keeps the longest context, then the least predicted perplexity.
+//! With [`Storage::Auto`] matrices may be stored in fewer bits before anything is cut: 4 bits cost far less than
+//! pruning as many bytes, above all in token table and output head, which are a third of a small model. Of all ways
+//! that fit, the plan keeps the longest context, then the least predicted perplexity.
 //!
 //! A plan is about serving: weights, cache, activations and the program itself. What pruning needs on its
 //! way is bounded by the pruner. With [`PlanPolicy::Quality`] the pruner may move width between layers at
@@ -25,11 +25,12 @@ mod reason;
 mod weights;
 
 pub use predict::predicted_perplexity_factor;
+use weights::is_for_layers;
 pub use weights::{LayerWeights, WeightsSummary};
 
 use crate::size::format_bytes;
 use ladder::Ladder;
-use predict::{TABLE_DTYPES, table_factor};
+use predict::{LAYER_DTYPES, TABLE_DTYPES, storage_factor};
 use secateur_model::{
     ConfigError, DType, Footprint, KvDType, LayerConfig, ModelConfig, PlanAction, PlanPolicy, PrunePlan,
     PruneRatio, activations_bytes, kv_cache_bytes, writable_dtype,
@@ -48,16 +49,27 @@ pub const DEFAULT_PREFILL_TOKENS: usize = 256;
 /// The program without a model: code, tokenizer, server, allocator overhead.
 pub const DEFAULT_RUNTIME_BYTES: u64 = 24 << 20;
 
-/// How token table and output head may be stored.
+/// How matrices may be stored.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
-pub enum Tables {
-    /// As `dtype` says.
+pub enum Storage {
+    /// As they are.
     #[default]
     Keep,
-    /// In this dtype, where that is smaller.
+    /// In this dtype.
     As(DType),
-    /// In whatever costs least. A plan by ratio keeps them.
+    /// In whatever costs least for a budget. A plan by ratio keeps them.
     Auto,
+}
+
+impl Storage {
+    /// The dtype asked for; `None` for what is kept.
+    #[must_use]
+    pub fn asked(self) -> Option<DType> {
+        match self {
+            Self::As(dtype) => Some(dtype),
+            Self::Keep | Self::Auto => None,
+        }
+    }
 }
 
 /// What is wanted of a plan.
@@ -67,10 +79,10 @@ pub struct PlanRequest {
     pub context_len: Option<usize>,
     /// Freedom of the pruner.
     pub policy: PlanPolicy,
-    /// Storage dtype of all matrices of the result; `None` keeps the source's.
-    pub dtype: Option<DType>,
-    /// How token table and output head may be stored.
-    pub tables: Tables,
+    /// How all matrices of the result are stored; 4 bits are for those of the layers alone.
+    pub dtype: Storage,
+    /// How token table and output head may be stored, when `dtype` leaves them alone: only where that is smaller.
+    pub tables: Storage,
     /// How keys and values are kept.
     pub kv_dtype: KvDType,
     /// What the program itself needs.
@@ -84,8 +96,8 @@ impl Default for PlanRequest {
         Self {
             context_len: None,
             policy: PlanPolicy::default(),
-            dtype: None,
-            tables: Tables::Keep,
+            dtype: Storage::Keep,
+            tables: Storage::Keep,
             kv_dtype: KvDType::default(),
             runtime_bytes: DEFAULT_RUNTIME_BYTES,
             prefill_tokens: DEFAULT_PREFILL_TOKENS,
@@ -157,12 +169,10 @@ pub fn plan(
     budget_bytes: u64,
     request: &PlanRequest,
 ) -> Result<PrunePlan, PlanError> {
-    let tables = match request.tables {
-        Tables::Keep => None,
-        Tables::As(dtype) => Some(dtype),
-        Tables::Auto => return plan_any_tables(config, weights, budget_bytes, request),
-    };
-    let planner = Planner::new(config, weights, request, tables)?;
+    if request.dtype == Storage::Auto || request.tables == Storage::Auto {
+        return plan_any_storage(config, weights, budget_bytes, request);
+    }
+    let planner = Planner::new(config, weights, request)?;
     let contexts = context_lens(config, request)?;
     let mut first_need = None;
     for (nth, &context_len) in contexts.iter().enumerate() {
@@ -184,42 +194,64 @@ pub fn plan(
     Err(planner.refuse(context_len, budget_bytes).into())
 }
 
-/// The best plan over all ways to store the tables.
-fn plan_any_tables(
+/// The best plan over all ways to store the matrices that the request leaves open.
+fn plan_any_storage(
     config: &ModelConfig,
     weights: &WeightsSummary,
     budget_bytes: u64,
     request: &PlanRequest,
 ) -> Result<PrunePlan, PlanError> {
-    let with = |tables| plan(config, weights, budget_bytes, &PlanRequest { tables, ..*request });
-    let mut best = with(Tables::Keep);
-    for (dtype, _) in TABLE_DTYPES {
-        if weights.with_tables(config, dtype).is_none() {
+    let mut best: Option<Result<PrunePlan, PlanError>> = None;
+    for dtype in candidates(request.dtype, &LAYER_DTYPES) {
+        // A dtype that is wide enough for the tables is for them too.
+        let is_for_tables = dtype.asked().is_some_and(|dtype| !is_for_layers(dtype));
+        let is_open = request.dtype == Storage::Auto;
+        let is_contrary = is_for_tables && request.tables.asked().is_some();
+        let is_no_smaller = dtype.asked().is_some_and(|dtype| !weights.shrinks_layers(config, dtype));
+        if is_open && (is_contrary || is_no_smaller) {
             continue;
         }
-        let next = with(Tables::As(dtype));
-        let better = match (&best, &next) {
-            (Ok(best), Ok(next)) => {
-                let order = best.context_len.cmp(&next.context_len);
-                order
-                    .then(
-                        best.predicted_perplexity_factor
-                            .total_cmp(&next.predicted_perplexity_factor)
-                            .reverse(),
-                    )
-                    .is_lt()
+        let tables =
+            if is_for_tables { vec![Storage::Keep] } else { candidates(request.tables, &TABLE_DTYPES) };
+        for tables in tables {
+            if request.tables == Storage::Auto
+                && tables.asked().is_some_and(|dtype| weights.with_tables(config, dtype).is_none())
+            {
+                continue;
             }
-            (Err(PlanError::Refused(best)), Err(PlanError::Refused(next))) => {
-                next.smallest_budget_bytes < best.smallest_budget_bytes
+            let next = plan(config, weights, budget_bytes, &PlanRequest { dtype, tables, ..*request });
+            if best.as_ref().is_none_or(|best| is_better(&next, best)) {
+                best = Some(next);
             }
-            (Err(PlanError::Refused(_)), Ok(_)) => true,
-            _ => false,
-        };
-        if better {
-            best = next;
         }
     }
-    best
+    best.expect("keeping everything is always tried")
+}
+
+/// What an open choice may be; keeping things as they are comes first and wins a tie.
+fn candidates(asked: Storage, known: &[(DType, f64)]) -> Vec<Storage> {
+    match asked {
+        Storage::Auto => {
+            std::iter::once(Storage::Keep).chain(known.iter().map(|(dtype, _)| Storage::As(*dtype))).collect()
+        }
+        fixed => vec![fixed],
+    }
+}
+
+/// The longer context, then the lower predicted perplexity; of refusals the one that asks for less.
+fn is_better(next: &Result<PrunePlan, PlanError>, best: &Result<PrunePlan, PlanError>) -> bool {
+    match (best, next) {
+        (Ok(best), Ok(next)) => {
+            let of_context = best.context_len.cmp(&next.context_len);
+            let factor = |plan: &PrunePlan| plan.predicted_perplexity_factor;
+            of_context.then(factor(best).total_cmp(&factor(next)).reverse()).is_lt()
+        }
+        (Err(PlanError::Refused(best)), Err(PlanError::Refused(next))) => {
+            next.smallest_budget_bytes < best.smallest_budget_bytes
+        }
+        (Err(PlanError::Refused(_)), Ok(_)) => true,
+        _ => false,
+    }
 }
 
 /// Plans the removal of a given share of the layers' parameters, whatever the memory.
@@ -235,11 +267,7 @@ pub fn plan_ratio(
     ratio: PruneRatio,
     request: &PlanRequest,
 ) -> Result<PrunePlan, PlanError> {
-    let tables = match request.tables {
-        Tables::As(dtype) => Some(dtype),
-        Tables::Keep | Tables::Auto => None,
-    };
-    let planner = Planner::new(config, weights, request, tables)?;
+    let planner = Planner::new(config, weights, request)?;
     let context_len = context_lens(config, request)?[0];
     let rung = planner.ladder.nearest(ratio.get()).ok_or_else(|| PlanError::Ratio {
         asked: ratio,
@@ -259,8 +287,9 @@ pub fn footprint(
     context_len: usize,
     request: &PlanRequest,
 ) -> Result<Footprint, PlanError> {
-    let request = PlanRequest { context_len: Some(context_len), dtype: None, ..*request };
-    let planner = Planner::new(config, weights, &request, None)?;
+    let kept = Storage::Keep;
+    let request = PlanRequest { context_len: Some(context_len), dtype: kept, tables: kept, ..*request };
+    let planner = Planner::new(config, weights, &request)?;
     context_lens(config, &request)?;
     Ok(planner.base_footprint(context_len))
 }
@@ -296,21 +325,21 @@ impl<'a> Planner<'a> {
         config: &'a ModelConfig,
         base_weights: &'a WeightsSummary,
         request: &'a PlanRequest,
-        tables: Option<DType>,
     ) -> Result<Self, PlanError> {
         config.validate()?;
         let (layers, summarised) = (config.n_layers(), base_weights.layers.len());
         if layers != summarised {
             return Err(PlanError::Mismatch { layers, summarised });
         }
-        let asked = request.dtype.into_iter().chain(tables);
+        let (dtype, tables) = (request.dtype.asked(), request.tables.asked());
+        let asked = dtype.into_iter().chain(tables);
         if let Some(dtype) = asked.into_iter().find(|&dtype| writable_dtype(dtype) != dtype) {
             return Err(PlanError::DType(dtype));
         }
         let restored = tables.and_then(|dtype| base_weights.with_tables(config, dtype));
         let tables = tables.filter(|_| restored.is_some());
         let weights = restored.unwrap_or_else(|| base_weights.clone());
-        let rewrite = request.dtype.filter(|&dtype| !weights.is_all(config, dtype));
+        let rewrite = dtype.filter(|&dtype| !weights.is_all(config, dtype));
         let ladder = Ladder::new(config, &weights, request);
         Ok(Self { config, base_weights, weights, request, ladder, tables, rewrite })
     }
@@ -384,7 +413,7 @@ impl<'a> Planner<'a> {
             action: if untouched { PlanAction::Untouched } else { PlanAction::Prune },
             policy: self.request.policy,
             ratio,
-            dtype: self.request.dtype,
+            dtype: self.request.dtype.asked(),
             table_dtype: self.tables,
             layers_to_remove: Vec::new(),
             layers: self.ladder.shape(rung),
@@ -392,7 +421,9 @@ impl<'a> Planner<'a> {
             kv_dtype: self.request.kv_dtype,
             base_footprint: self.base_footprint(context_len),
             footprint: self.rung_footprint(rung, context_len),
-            predicted_perplexity_factor: predicted_perplexity_factor(ratio) * table_factor(self.tables),
+            predicted_perplexity_factor: predicted_perplexity_factor(ratio)
+                * storage_factor(&TABLE_DTYPES, self.tables)
+                * storage_factor(&LAYER_DTYPES, self.rewrite),
             reason: String::new(),
         })
     }

@@ -121,6 +121,14 @@ impl WeightsSummary {
         (summary != *self).then_some(summary)
     }
 
+    /// Whether the untouched layers get smaller when they are stored as `dtype`.
+    pub(super) fn shrinks_layers(&self, config: &ModelConfig, dtype: DType) -> bool {
+        let bytes = |dtype| -> u64 {
+            (0..config.n_layers()).map(|at| self.layer_bytes(config, &config.layers, at, dtype)).sum()
+        };
+        bytes(Some(dtype)) < bytes(None)
+    }
+
     /// True when a result in `dtype` stores every matrix as it is stored already.
     pub(super) fn is_all(&self, config: &ModelConfig, dtype: DType) -> bool {
         let is_stored = |bytes: u64, stored: DType| bytes == 0 || table_dtype(dtype, stored) == stored;
@@ -192,11 +200,16 @@ fn has_matrix(layer: &LayerConfig, at: usize) -> bool {
 /// How the writer stores the token table and the output head when `asked` is wanted for all matrices: as
 /// llama.cpp does, 4 bits are too few for them, unless they are quantized already.
 pub(super) fn table_dtype(asked: DType, stored: DType) -> DType {
-    match asked {
-        DType::Q4_0 | DType::Q4_1 if 1 < stored.block_len() => stored,
-        DType::Q4_0 | DType::Q4_1 => DType::Q8_0,
-        other => other,
+    match (is_for_layers(asked), 1 < stored.block_len()) {
+        (true, true) => stored,
+        (true, false) => DType::Q8_0,
+        (false, _) => asked,
     }
+}
+
+/// Whether a dtype asked for all matrices is for those of the layers alone.
+pub(super) fn is_for_layers(dtype: DType) -> bool {
+    matches!(dtype, DType::Q4_0 | DType::Q4_1)
 }
 
 fn matrix_bytes(n_rows: usize, n_cols: usize, dtype: DType) -> u64 {

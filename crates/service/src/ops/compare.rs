@@ -173,6 +173,7 @@ fn evaluate(
             text: text.clone(),
             seq_len: request.seq_len,
             max_tokens: request.max_tokens,
+            base: None,
             run: request.run.clone(),
         };
         let mut show = |at| progress(method, CompareProgress::Eval(&file, at));

@@ -4,7 +4,7 @@
 //! windows of `seq_len` follow each other; every token of a window but its first is scored. The rest of the text
 //! that fills no whole window counts as a shorter one.
 
-use super::run::{CacheNeed, RunOptions, engine_within};
+use super::run::{CacheNeed, RunOptions, build_engine, engine_within, footprint};
 use crate::ServiceError;
 use crate::budget::resident_bytes;
 use crate::calibration::read_text;
@@ -12,6 +12,7 @@ use crate::convert::{invalid, text_error};
 use crate::opened::OpenModel;
 use secateur_engine::Precision;
 use secateur_model::{KvDType, WeightSource};
+use secateur_tensor::kernels::ThreadPool;
 use secateur_tokenizer::AddSpecial;
 use serde::Serialize;
 use std::path::PathBuf;
@@ -32,6 +33,8 @@ pub struct EvalRequest {
     pub seq_len: usize,
     /// Tokens of the text that are used, from its start.
     pub max_tokens: Option<usize>,
+    /// A model to tell the divergence from.
+    pub base: Option<OpenModel>,
     /// How the model is run.
     pub run: RunOptions,
 }
@@ -43,6 +46,9 @@ pub struct EvalReport {
     pub perplexity: f64,
     /// Mean negative log likelihood of a scored token, in nats.
     pub nll: f64,
+    /// Mean KL divergence (nats a token) of the predictions from those of the base model, when one was given.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub kl_base: Option<f64>,
     /// Tokens scored.
     pub tokens: usize,
     /// Windows.
@@ -85,20 +91,31 @@ pub fn eval_text(
         return Err(invalid("seq_len", message));
     }
     let tokens = text_tokens(model, request)?;
-    let need = CacheNeed {
+    let mut need = CacheNeed {
         context_len: request.seq_len.min(tokens.len()),
         kv_dtype: KvDType::F32,
         smaller_by: "--seq-len",
         precision: Precision::F32,
         extra_bytes: 0,
     };
+    let base = match &request.base {
+        None => None,
+        Some(base) => {
+            need.extra_bytes = footprint(base, &need)?.total_bytes();
+            Some(build_engine(base, std::sync::Arc::new(ThreadPool::new(request.run.resolve()?.1)))?)
+        }
+    };
     let engine = engine_within(model, &request.run, &need)?;
     let cancelled = || cancel.load(Ordering::Relaxed);
     let started = Instant::now();
     let windows: Vec<&[u32]> = tokens.chunks(request.seq_len).filter(|window| 2 <= window.len()).collect();
-    let (mut sum, mut scored) = (0.0_f64, 0);
+    let (mut sum, mut divergence, mut scored) = (0.0_f64, 0.0, 0);
     for (idx, window) in windows.iter().enumerate() {
-        let losses = engine.score(window, &cancelled)?;
+        let (losses, window_divergence) = match &base {
+            Some(base) => engine.score_beside(base, window, &cancelled)?,
+            None => (engine.score(window, &cancelled)?, 0.0),
+        };
+        divergence += window_divergence;
         sum += losses.iter().map(|&loss| f64::from(loss)).sum::<f64>();
         scored += losses.len();
         let so_far = (sum / scored as f64).exp();
@@ -109,6 +126,7 @@ pub fn eval_text(
     Ok(EvalReport {
         perplexity: nll.exp(),
         nll,
+        kl_base: base.map(|_| divergence / scored as f64),
         tokens: scored,
         windows: windows.len(),
         seq_len: request.seq_len,
