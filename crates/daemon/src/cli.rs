@@ -221,6 +221,8 @@ pub(crate) enum Command {
     Compare(CompareCommand),
     /// Generate text.
     Generate(GenerateCommand),
+    /// Let the model write a text to calibrate on, where there is none at hand.
+    OwnText(OwnTextCommand),
     /// Measure speed.
     Bench(BenchCommand),
     /// Describe a model file.
@@ -268,6 +270,9 @@ pub(crate) struct PruneCommand {
     /// Form of the file: gguf.
     #[arg(long, value_name = "FORMAT", default_value = "gguf")]
     pub(crate) format: String,
+    /// Niceness: how far the job steps back behind other programs, from 0 (not at all) to 19.
+    #[arg(long, value_name = "N", default_value_t = 10, value_parser = clap::value_parser!(u8).range(0..=19))]
+    pub(crate) nice: u8,
     #[command(flatten)]
     pub(crate) plan: PlanArgs,
     #[command(flatten)]
@@ -336,6 +341,9 @@ pub(crate) struct CompareCommand {
     /// Folder for the pruned models; they stay there.
     #[arg(long, value_name = "DIR")]
     pub(crate) out_dir: PathBuf,
+    /// Niceness: how far the job steps back behind other programs, from 0 (not at all) to 19.
+    #[arg(long, value_name = "N", default_value_t = 10, value_parser = clap::value_parser!(u8).range(0..=19))]
+    pub(crate) nice: u8,
     #[command(flatten)]
     pub(crate) plan: PlanArgs,
     #[command(flatten)]
@@ -380,6 +388,27 @@ pub(crate) struct GenerateCommand {
     /// Seed; a random one when absent.
     #[arg(long, value_name = "N")]
     pub(crate) seed: Option<u64>,
+    #[command(flatten)]
+    pub(crate) run: RunArgs,
+    #[command(flatten)]
+    pub(crate) compute: ComputeArgs,
+    #[command(flatten)]
+    pub(crate) state: StateArgs,
+}
+
+#[derive(Debug, Args)]
+pub(crate) struct OwnTextCommand {
+    /// Model file, or id of a stored model.
+    pub(crate) model: String,
+    /// Text file to write.
+    #[arg(short, long, value_name = "OUT")]
+    pub(crate) out: PathBuf,
+    /// Tokens to write.
+    #[arg(long, value_name = "N", default_value_t = 20_000)]
+    pub(crate) tokens: usize,
+    /// Seed of the draws.
+    #[arg(long, value_name = "N", default_value_t = 0)]
+    pub(crate) seed: u64,
     #[command(flatten)]
     pub(crate) run: RunArgs,
     #[command(flatten)]
@@ -499,6 +528,7 @@ impl Command {
             Self::Compare(c) => vec![layer(&c.plan), layer(&c.method), layer(&c.run), layer(&c.state)],
             Self::Eval(c) => vec![layer(&c.run), layer(&c.compute), layer(&c.state)],
             Self::Generate(c) => vec![layer(&c.run), layer(&c.compute), layer(&c.state)],
+            Self::OwnText(c) => vec![layer(&c.run), layer(&c.compute), layer(&c.state)],
             Self::Bench(c) => vec![layer(&c.run), layer(&c.compute), layer(&c.state)],
             Self::Inspect(c) => vec![layer(&c.state)],
             Self::Doctor(c) => vec![layer(&c.run), layer(&c.state), layer(&c.listen)],

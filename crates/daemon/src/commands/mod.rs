@@ -25,6 +25,7 @@ pub(crate) fn run(
         Command::Eval(args) => work::eval(&args, settings, json),
         Command::Compare(args) => work::compare(&args, settings, json),
         Command::Generate(args) => work::generate(&args, settings, json),
+        Command::OwnText(args) => work::own_text(&args, settings, json),
         Command::Bench(args) => work::bench(&args, settings, json),
         Command::Inspect(args) => work::inspect(&args, settings, json),
         Command::Doctor(args) => admin::doctor(&args, settings, json),

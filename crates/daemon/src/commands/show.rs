@@ -5,7 +5,7 @@ use secateur_service::api::{FootprintView, LayerView};
 use secateur_service::format_bytes;
 use secateur_service::ops::{
     BenchReport, CompareReport, DoctorReport, DraftReport, EvalReport, GenerateReport, InspectReport, Level,
-    PlanReport, PruneFileReport, TasksReport,
+    OwnTextReport, PlanReport, PruneFileReport, TasksReport,
 };
 
 fn percent(share: f64) -> String {
@@ -100,6 +100,14 @@ pub(super) fn eval(report: &EvalReport) -> String {
         ("loss", format!("{:.5} nats a token", report.nll)),
         ("divergence", kl_base.unwrap_or_else(|| "not asked for (--base)".to_owned())),
         ("scored", format!("{} tokens in {} windows of {}", report.tokens, report.windows, report.seq_len)),
+        ("speed", format!("{:.1} tokens/s", report.tokens_per_s)),
+        ("peak memory", format_bytes(report.rss_peak_bytes)),
+    ])
+}
+
+pub(super) fn own_text(report: &OwnTextReport) -> String {
+    table(&[
+        ("written", format!("{} ({} tokens)", report.out.display(), report.tokens)),
         ("speed", format!("{:.1} tokens/s", report.tokens_per_s)),
         ("peak memory", format_bytes(report.rss_peak_bytes)),
     ])

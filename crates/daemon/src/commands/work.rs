@@ -2,7 +2,8 @@
 
 use super::show;
 use crate::cli::{
-    BenchCommand, CompareCommand, EvalCommand, GenerateCommand, InspectCommand, PlanCommand, PruneCommand,
+    BenchCommand, CompareCommand, EvalCommand, GenerateCommand, InspectCommand, OwnTextCommand, PlanCommand,
+    PruneCommand,
 };
 use crate::failure::{Failure, INTERRUPTED, OK};
 use crate::output;
@@ -11,8 +12,8 @@ use crate::settings::Settings;
 use crate::signals::cancel_flag;
 use secateur_service::api::{GenerationParams, SamplingParams};
 use secateur_service::ops::{
-    self, BenchRequest, CompareProgress, CompareRequest, EvalRequest, GenerateOptions, PromptKind,
-    PruneFileRequest, TasksRequest,
+    self, BenchRequest, CompareProgress, CompareRequest, EvalRequest, GenerateOptions, OwnTextRequest,
+    PromptKind, PruneFileRequest, TasksRequest,
 };
 use secateur_service::{OpenModel, method_names, resolve_model};
 use std::path::PathBuf;
@@ -37,6 +38,7 @@ pub(super) fn prune(args: &PruneCommand, settings: &Settings, json: bool) -> Res
     if args.format != "gguf" {
         return Err(Failure::usage(format!("--format `{}`: this version writes gguf", args.format)));
     }
+    step_back(args.nice);
     let model = open(&args.model, settings)?;
     let request = PruneFileRequest {
         out: args.out.clone(),
@@ -50,6 +52,13 @@ pub(super) fn prune(args: &PruneCommand, settings: &Settings, json: bool) -> Res
     drop(line);
     output::report(&report, json, show::prune)?;
     Ok(ExitCode::from(OK))
+}
+
+/// Lets other programs go first for as long as this process lives: threads are as nice as the one that starts them.
+fn step_back(by: u8) {
+    if let Err(error) = rustix::process::nice(i32::from(by)) {
+        tracing::warn!(%error, "the job runs at the usual priority");
+    }
 }
 
 pub(super) fn eval(args: &EvalCommand, settings: &Settings, json: bool) -> Result<ExitCode, Failure> {
@@ -88,6 +97,7 @@ pub(super) fn eval(args: &EvalCommand, settings: &Settings, json: bool) -> Resul
 }
 
 pub(super) fn compare(args: &CompareCommand, settings: &Settings, json: bool) -> Result<ExitCode, Failure> {
+    step_back(args.nice);
     let model = open(&args.model, settings)?;
     let methods = if args.methods.is_empty() {
         method_names().into_iter().map(str::to_owned).collect()
@@ -156,6 +166,19 @@ pub(super) fn generate(args: &GenerateCommand, settings: &Settings, json: bool) 
     }
     let cancelled = report.finish_reason == "cancelled";
     Ok(ExitCode::from(if cancelled { INTERRUPTED } else { OK }))
+}
+
+pub(super) fn own_text(args: &OwnTextCommand, settings: &Settings, json: bool) -> Result<ExitCode, Failure> {
+    let model = open(&args.model, settings)?;
+    let request =
+        OwnTextRequest { out: args.out.clone(), tokens: args.tokens, seed: args.seed, run: settings.run() };
+    let cancel = cancel_flag();
+    let mut line = ProgressLine::new();
+    let mut progress = |done, total| line.count("tokens", done, total, "");
+    let report = ops::own_text(&model, &request, &mut progress, &cancel)?;
+    drop(line);
+    output::report(&report, json, show::own_text)?;
+    Ok(ExitCode::from(OK))
 }
 
 pub(super) fn bench(args: &BenchCommand, settings: &Settings, json: bool) -> Result<ExitCode, Failure> {

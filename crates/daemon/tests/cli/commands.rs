@@ -56,6 +56,13 @@ fn every_command_prints_one_object() {
     assert!(generated["tokens"].as_array().unwrap().len() <= 9);
     assert_eq!(generated["text"], home.json(&args)["text"], "temperature 0 is deterministic");
 
+    let own = |out: &str, seed: &str| {
+        home.json(&["own-text", model, "-o", out, "--tokens", "300", "--seed", seed, "--json"]);
+        fs::read_to_string(home.path(out)).unwrap()
+    };
+    let (a, again, other) = (own("a.txt", "1"), own("again.txt", "1"), own("other.txt", "2"));
+    assert!(200 < a.len() && a == again && a != other);
+
     let bench = home.json(&[
         "bench",
         model,

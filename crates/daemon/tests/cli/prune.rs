@@ -132,6 +132,9 @@ fn stop_at_line(home: &Home, n_line: usize, by: Signal) -> Option<i32> {
     let mut child = home.command(&prune_args(home, "out.gguf", &[])).spawn().unwrap();
     let lines = BufReader::new(child.stderr.take().unwrap()).lines();
     let _ = lines.take(n_line).count();
+    let stat = fs::read_to_string(format!("/proc/{}/stat", child.id())).unwrap();
+    let after_name = stat.rsplit(')').next().unwrap().split_whitespace();
+    assert_eq!(after_name.clone().nth(16).unwrap(), "10", "a job lets others go first: {stat}");
     signal(&child, by);
     child.wait().unwrap().code()
 }

@@ -30,7 +30,7 @@ pub(super) const TABLE_DTYPES: [(DType, f64); 3] =
 /// The same for the matrices of the layers: measured on the same model, whose base has Q4_1, with all matrices rounded
 /// and refitted one after the other; going to Q4_1 from wider types was taken as half as harmful as going on to Q4_0.
 pub(super) const LAYER_DTYPES: [(DType, f64); 3] =
-    [(DType::Q8_0, 1.0), (DType::Q4_1, 1.08), (DType::Q4_0, 1.16)];
+    [(DType::Q8_0, 1.0), (DType::Q4_1, 1.06), (DType::Q4_0, 1.12)];
 
 /// Expected factor on perplexity of storing matrices as `dtype`, by one of the tables above; 1 for wide types.
 pub(super) fn storage_factor(known: &[(DType, f64)], dtype: Option<DType>) -> f64 {

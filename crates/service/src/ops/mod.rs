@@ -10,6 +10,7 @@ mod eval;
 mod generate;
 mod inspect;
 mod models;
+mod own_text;
 mod prune;
 mod report;
 mod run;
@@ -24,6 +25,7 @@ pub use eval::{DEFAULT_SEQ_LEN, EvalProgress, EvalReport, EvalRequest, eval_text
 pub use generate::{DEFAULT_MAX_TOKENS, DraftReport, GenerateOptions, GenerateReport, PromptKind, generate};
 pub use inspect::{DTypeCount, InspectReport, inspect};
 pub use models::{DamagedModel, ModelsReport, VerifyReport, list_models, remove_models, verify_models};
+pub use own_text::{OwnTextReport, OwnTextRequest, own_text};
 pub use prune::{PlanReport, PruneFileReport, PruneFileRequest, plan, prune_to_file};
 pub use run::RunOptions;
 pub(crate) use run::{build_engine, precision, threads};
