@@ -92,8 +92,6 @@ pub struct MethodNeeds {
     pub projections: usize,
     /// Its matrices may lie in files.
     pub reads_by_rows: bool,
-    /// Square matrices in f64 that it works on at once.
-    pub squares: usize,
     /// The damage sweep runs before.
     pub sweep: bool,
     /// Sums of all layers are held at once before.
@@ -387,7 +385,6 @@ impl<'a> Sizes<'a> {
     /// Factor, inverse, selection, refit and rounding.
     fn solve(&self) -> Phase {
         let [gram, cross, hidden] = self.held();
-        let squares = self.inputs.method.squares as u64;
         let own = if self.inputs.method.reads_by_rows { 0 } else { 4 * self.k * self.d };
         Phase::new(
             "solve",
@@ -397,7 +394,7 @@ impl<'a> Sizes<'a> {
                 hidden,
                 ("own output", own),
                 ("down projection", self.down()),
-                ("factor and inverse in f64", squares * 8 * self.k * self.k),
+                ("factor and inverse in f64", 8 * self.k * self.k),
                 ("refitted weights", 4 * self.k * self.d),
                 ("right-hand sides", 8 * SOLVE_PANEL as u64 * self.k),
                 ("linear algebra", LINALG_BYTES),
@@ -445,7 +442,7 @@ mod tests {
         cross: true,
         projections: 0,
         reads_by_rows: true,
-        squares: 1,
+
         sweep: true,
         pooled: false,
     };
@@ -473,7 +470,7 @@ mod tests {
     fn more_budget_never_means_a_lower_rung_and_the_refusal_is_exact() {
         let needs = [
             SECOND_ORDER,
-            MethodNeeds { reads_by_rows: false, squares: 2, ..SECOND_ORDER },
+            MethodNeeds { reads_by_rows: false, ..SECOND_ORDER },
             MethodNeeds { gram: false, cross: false, projections: 4, reads_by_rows: false, ..SECOND_ORDER },
         ];
         for method in needs {
@@ -506,7 +503,7 @@ mod tests {
 
     #[test]
     fn files_are_for_methods_that_read_by_rows() {
-        let method = MethodNeeds { reads_by_rows: false, squares: 2, ..SECOND_ORDER };
+        let method = MethodNeeds { reads_by_rows: false, ..SECOND_ORDER };
         assert!(rungs(method).all(|rung| rung.sums != SumsIn::Files));
         assert_eq!(rungs(SECOND_ORDER).count(), LADDER.len());
     }

@@ -44,8 +44,6 @@ impl Method {
                 _ => 2,
             },
             reads_by_rows,
-            // Conditions and eigenvalues need a second square matrix.
-            squares: if reads_by_rows { 1 } else { 2 },
             sweep: self.spread == Spread::Measured,
             pooled: self.spread == Spread::Pooled,
         }

@@ -259,20 +259,24 @@ static long resident_kib(void) {
   return kib;
 }
 
-// What a cycle leaves behind shows after some of them: a thread's stack, a table of a runtime, a text.
+// Four rounds of n cycles. The first fills what lives as long as the process; a heap may grow in a later one for the
+// holes it has got, but what is lost with every cycle shows in all of them.
 static void cycles(const char *model, const char *state, int n) {
-  long before = 0;
-  for (int i = 0; i < 2 * n; i++) {
-    if (i == n) before = resident_kib();
-    uint64_t handle = create(model, state, "");
-    EXPECT(OK, secateur_start(handle, NULL));
-    EXPECT(OK, secateur_stop(handle));
-    EXPECT(OK, secateur_start(handle, NULL));
-    EXPECT(OK, secateur_free(handle));
+  long least = 0;
+  for (int round = 0; round < 4; round++) {
+    long before = resident_kib();
+    for (int i = 0; i < n; i++) {
+      uint64_t handle = create(model, state, "");
+      EXPECT(OK, secateur_start(handle, NULL));
+      EXPECT(OK, secateur_stop(handle));
+      EXPECT(OK, secateur_start(handle, NULL));
+      EXPECT(OK, secateur_free(handle));
+    }
+    long grown = resident_kib() - before;
+    if (round == 1 || (round > 1 && grown < least)) least = grown;
   }
-  long grown = resident_kib() - before;
-  if (n >= 100 && grown >= 2L * n) {
-    fprintf(stderr, "%ld KiB are left of %d starts\n", grown, 2 * n);
+  if (n >= 100 && least >= 2L * n) {
+    fprintf(stderr, "%ld KiB are left of %d starts\n", least, 2 * n);
     failures++;
   }
 }
@@ -285,7 +289,7 @@ int main(int argc, char **argv) {
   the_way_of_an_app(argv[1], argv[2]);
   misuse(argv[1], argv[2]);
   if (!quick) threads(argv[1], argv[2]);
-  cycles(argv[1], argv[2], quick ? 2 : 200);
+  cycles(argv[1], argv[2], quick ? 1 : 100);
   if (failures) fprintf(stderr, "%d failures\n", failures);
   else puts("all as expected");
   return failures != 0;
