@@ -12,7 +12,10 @@ use secateur_tensor::DType;
 use secateur_tensor::blocks::{f16_bits_to_f32, quantize};
 use secateur_tensor::kernels::{GemmArgs, MatMut, MatRef, ThreadPool, gemm};
 use secateur_tensor::linalg::SpdFactor;
+use std::sync::{Mutex, OnceLock, PoisonError};
 
+/// Rows that a thread rounds at a time.
+const ROWS: usize = 16;
 /// Values in a block of every format that is rounded here.
 const BLOCK: usize = 32;
 
@@ -73,11 +76,24 @@ impl Feedback {
             // U[start + i, start..] for the rows of this block.
             let upper: Vec<Vec<f32>> =
                 (0..BLOCK).map(|i| factor.column(start + i).iter().map(|&u| u as f32).collect()).collect();
-            for row in 0..n_out {
-                let values = &weight[row * n_in + start..row * n_in + start + BLOCK];
-                let out = row * row_bytes + start / BLOCK * block_bytes;
-                let errors = &mut errors[row * BLOCK..(row + 1) * BLOCK];
-                round_block(values, &upper, errors, &mut bytes[out..out + block_bytes], dtype)?;
+            let rows = weight.chunks(ROWS * n_in).zip(bytes.chunks_mut(ROWS * row_bytes));
+            let tasks: Vec<_> = rows.zip(errors.chunks_mut(ROWS * BLOCK)).map(Mutex::new).collect();
+            let failed = OnceLock::new();
+            pool.run(tasks.len(), &|task_idx| {
+                let mut rows = tasks[task_idx].lock().unwrap_or_else(PoisonError::into_inner);
+                let ((weight, bytes), errors) = &mut *rows;
+                let rows = weight.chunks_exact(n_in).zip(bytes.chunks_exact_mut(row_bytes));
+                for ((values, out), errors) in rows.zip(errors.chunks_exact_mut(BLOCK)) {
+                    let out = &mut out[start / BLOCK * block_bytes..][..block_bytes];
+                    if let Err(error) = round_block(&values[start..start + BLOCK], &upper, errors, out, dtype)
+                    {
+                        // All say the same of whichever value came first.
+                        let _ = failed.set(error);
+                    }
+                }
+            });
+            if let Some(error) = failed.into_inner() {
+                return Err(error);
             }
             let rest = n_in - start - BLOCK;
             if rest != 0 {
