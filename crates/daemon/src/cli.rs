@@ -254,6 +254,14 @@ pub(crate) struct PlanCommand {
     pub(crate) state: StateArgs,
 }
 
+/// How a long job treats other programs.
+#[derive(Debug, Args)]
+pub(crate) struct JobArgs {
+    /// Niceness: how far the job steps back behind other programs, from 0 (not at all) to 19.
+    #[arg(long, value_name = "N", default_value_t = 10, value_parser = clap::value_parser!(u8).range(0..=19))]
+    pub(crate) nice: u8,
+}
+
 #[derive(Debug, Args)]
 pub(crate) struct PruneCommand {
     /// Model file, or id of a stored model.
@@ -270,9 +278,8 @@ pub(crate) struct PruneCommand {
     /// Form of the file: gguf.
     #[arg(long, value_name = "FORMAT", default_value = "gguf")]
     pub(crate) format: String,
-    /// Niceness: how far the job steps back behind other programs, from 0 (not at all) to 19.
-    #[arg(long, value_name = "N", default_value_t = 10, value_parser = clap::value_parser!(u8).range(0..=19))]
-    pub(crate) nice: u8,
+    #[command(flatten)]
+    pub(crate) job: JobArgs,
     #[command(flatten)]
     pub(crate) plan: PlanArgs,
     #[command(flatten)]
@@ -341,9 +348,8 @@ pub(crate) struct CompareCommand {
     /// Folder for the pruned models; they stay there.
     #[arg(long, value_name = "DIR")]
     pub(crate) out_dir: PathBuf,
-    /// Niceness: how far the job steps back behind other programs, from 0 (not at all) to 19.
-    #[arg(long, value_name = "N", default_value_t = 10, value_parser = clap::value_parser!(u8).range(0..=19))]
-    pub(crate) nice: u8,
+    #[command(flatten)]
+    pub(crate) job: JobArgs,
     #[command(flatten)]
     pub(crate) plan: PlanArgs,
     #[command(flatten)]

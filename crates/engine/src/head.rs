@@ -216,23 +216,11 @@ impl Head {
     }
 
     /// KL divergence (nats, mean over rows) from the distributions after `teacher` to those after each of
-    /// `students`: `sum_v p_t (log p_t - log p_s)`. All are last hidden states `[n, hidden_size]`.
-    /// # Errors
-    /// [`EngineError::NotFinite`].
-    pub fn mean_kl(
-        &self,
-        pool: &ThreadPool,
-        teacher: &[f32],
-        students: &[&[f32]],
-    ) -> Result<Vec<f64>, EngineError> {
-        let students: Vec<(&Self, &[f32])> = students.iter().map(|&student| (self, student)).collect();
-        self.mean_kl_of(pool, teacher, &students)
-    }
-
-    /// As [`Self::mean_kl`], for students whose heads are their own. All have the same vocabulary.
+    /// `students`: `sum_v p_t (log p_t - log p_s)`. All are last hidden states `[n, hidden_size]`, those of a student with
+    /// the head that reads them; all heads have the same vocabulary.
     /// # Errors
     /// [`EngineError::Vocabulary`], [`EngineError::NotFinite`].
-    pub fn mean_kl_of(
+    pub fn mean_kl(
         &self,
         pool: &ThreadPool,
         teacher: &[f32],

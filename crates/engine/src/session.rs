@@ -133,18 +133,7 @@ impl Engine {
     /// # Errors
     /// [`EngineError`]; [`EngineError::Empty`] when the window has fewer than two tokens.
     pub fn score(&self, window: &[u32], cancelled: &dyn Fn() -> bool) -> Result<Vec<f32>, EngineError> {
-        let Some(targets) = window.get(1..).filter(|targets| !targets.is_empty()) else {
-            return Err(EngineError::Empty);
-        };
-        let mut session = self.session(window.len(), KvDType::F32)?;
-        let mut losses = Vec::with_capacity(targets.len());
-        let inputs = &window[..targets.len()];
-        for (chunk, targets) in inputs.chunks(PREFILL_CHUNK).zip(targets.chunks(PREFILL_CHUNK)) {
-            session.forward(chunk, cancelled)?;
-            let hidden = &session.hidden[..chunk.len() * self.config().hidden_size];
-            losses.extend(self.inner.head.nll_in(self.precision, &self.inner.pool, hidden, targets)?);
-        }
-        Ok(losses)
+        self.score_chunks(window, cancelled, |_, _| Ok(()))
     }
 
     /// As [`Self::score`], with the divergence (nats, sum over positions) of what this model predicts from what `base`
@@ -157,24 +146,39 @@ impl Engine {
         window: &[u32],
         cancelled: &dyn Fn() -> bool,
     ) -> Result<(Vec<f32>, f64), EngineError> {
+        let mut base_session = base.session(window.len(), KvDType::F32)?;
+        let mut divergence = 0.0;
+        let losses = self.score_chunks(window, cancelled, |chunk, hidden| {
+            base_session.forward(chunk, cancelled)?;
+            let base_hidden = &base_session.hidden[..chunk.len() * base.config().hidden_size];
+            let student = [(&self.inner.head, hidden)];
+            let mean = base.inner.head.mean_kl(&self.inner.pool, base_hidden, &student)?;
+            divergence += mean[0] * chunk.len() as f64;
+            Ok(())
+        })?;
+        Ok((losses, divergence))
+    }
+
+    /// Scores a window; `visit` sees each chunk of its tokens with the last hidden states.
+    fn score_chunks(
+        &self,
+        window: &[u32],
+        cancelled: &dyn Fn() -> bool,
+        mut visit: impl FnMut(&[u32], &[f32]) -> Result<(), EngineError>,
+    ) -> Result<Vec<f32>, EngineError> {
         let Some(targets) = window.get(1..).filter(|targets| !targets.is_empty()) else {
             return Err(EngineError::Empty);
         };
         let mut session = self.session(window.len(), KvDType::F32)?;
-        let mut base_session = base.session(window.len(), KvDType::F32)?;
-        let (mut losses, mut divergence) = (Vec::with_capacity(targets.len()), 0.0);
+        let mut losses = Vec::with_capacity(targets.len());
         let inputs = &window[..targets.len()];
         for (chunk, targets) in inputs.chunks(PREFILL_CHUNK).zip(targets.chunks(PREFILL_CHUNK)) {
             session.forward(chunk, cancelled)?;
-            base_session.forward(chunk, cancelled)?;
             let hidden = &session.hidden[..chunk.len() * self.config().hidden_size];
-            let base_hidden = &base_session.hidden[..chunk.len() * base.config().hidden_size];
-            let head = &self.inner.head;
-            losses.extend(head.nll_in(self.precision, &self.inner.pool, hidden, targets)?);
-            let mean = base.inner.head.mean_kl_of(&self.inner.pool, base_hidden, &[(head, hidden)])?;
-            divergence += mean[0] * chunk.len() as f64;
+            losses.extend(self.inner.head.nll_in(self.precision, &self.inner.pool, hidden, targets)?);
+            visit(chunk, hidden)?;
         }
-        Ok((losses, divergence))
+        Ok(losses)
     }
 
     /// Sum of hidden states after the final norm over a sequence, divided by its length: a mean-pooled

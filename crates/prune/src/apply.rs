@@ -39,17 +39,17 @@ pub(crate) fn to_matrix(
     WeightMatrix::new(dtype, n_rows, n_cols, Bytes::from(bytes)).map_err(|error| numeric(error.to_string()))
 }
 
-/// The matrix in `dtype`, its rounding error fed back.
+/// Stores `values` `[n_rows, n_cols]` in `dtype`, their rounding error fed back.
 pub(crate) fn round_matrix(
     pool: &ThreadPool,
     layer_idx: LayerIdx,
-    matrix: &WeightMatrix,
-    feedback: &Feedback,
-    dtype: DType,
+    values: Vec<f32>,
+    n_cols: usize,
+    (feedback, dtype): (&Feedback, DType),
 ) -> Result<WeightMatrix, PruneError> {
-    let bytes = feedback.round(pool, matrix.to_f32(), dtype).map_err(|error| numeric(layer_idx, &error))?;
-    WeightMatrix::new(dtype, matrix.n_rows(), matrix.n_cols(), Bytes::from(bytes))
-        .map_err(|error| numeric(layer_idx, &error))
+    let n_rows = values.len() / n_cols.max(1);
+    let bytes = feedback.round(pool, values, dtype).map_err(|error| numeric(layer_idx, &error))?;
+    WeightMatrix::new(dtype, n_rows, n_cols, Bytes::from(bytes)).map_err(|error| numeric(layer_idx, &error))
 }
 
 /// The rows `rows` of `matrix` in `dtype`; bytes are copied when the dtype is already right.
@@ -123,11 +123,10 @@ pub(crate) fn store_projection(
     let Some(gram) = stats.gram_view().ok().filter(|_| feeds_back(dtype)) else {
         return to_matrix(layer_idx, &weight, n_out, n_kept, dtype);
     };
-    let fail = |error: &dyn std::error::Error| numeric(layer_idx, error);
-    let gram = gather(&gram, stats.n_in, kept).map_err(|error| fail(&error))?;
-    let bytes = Feedback::of_gram(gram, n_kept).and_then(|feedback| feedback.round(pool, weight, dtype));
-    let bytes = bytes.map_err(|error| fail(&error))?;
-    WeightMatrix::new(dtype, n_out, n_kept, Bytes::from(bytes)).map_err(|error| fail(&error))
+    let gram = gather(&gram, stats.n_in, kept);
+    let feedback = gram.and_then(|gram| Feedback::of_gram(gram, n_kept));
+    let feedback = feedback.map_err(|error| numeric(layer_idx, &error))?;
+    round_matrix(pool, layer_idx, weight, n_kept, (&feedback, dtype))
 }
 
 /// Rows of a matrix or entries of a vector that stay.

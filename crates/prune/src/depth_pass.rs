@@ -24,22 +24,16 @@ const RECORD: &str = "probe-depth.json";
 pub(crate) fn decide_depth(job: &mut Job<'_>, method: DepthMethod) -> Result<Decisions, PruneError> {
     let n_layers = job.request.source.config().n_layers();
     let n_remove = (job.request.ratio.get() * n_layers as f64).round() as usize;
-    let known: Option<(Vec<f64>, Vec<LayerIdx>)> =
-        job.work.read(RECORD).map_err(|error| job.io_error(RECORD, error))?;
-    let (influence, removed) = match known {
-        Some(known) => known,
-        None => {
-            let from = Instant::now();
-            let influence = influence(job)?;
-            let mut losses = Losses::new(job)?;
-            let removed = method.select_layers(&influence, n_remove, &mut |present, without| {
-                losses.without(job, present, without)
-            })?;
-            job.clock("measure", from);
-            job.work.write(RECORD, &(&influence, &removed)).map_err(|error| job.io_error(RECORD, error))?;
-            (influence, removed)
-        }
-    };
+    let (influence, removed): (Vec<f64>, Vec<LayerIdx>) = job.remembered(RECORD, |job| {
+        let from = Instant::now();
+        let influence = influence(job)?;
+        let mut losses = Losses::new(job)?;
+        let removed = method.select_layers(&influence, n_remove, &mut |present, without| {
+            losses.without(job, present, without)
+        })?;
+        job.clock("measure", from);
+        Ok((influence, removed))
+    })?;
     job.resume_at(measured_share(1.0));
     let config = job.request.source.config();
     let keep = |layer_idx: usize| LayerDecision::whole(&config.layers[layer_idx]);

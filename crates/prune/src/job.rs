@@ -9,6 +9,7 @@ use crate::streams::Streams;
 use secateur_model::{LayerIdx, PlanPolicy, PruneRatio, WeightSource};
 use secateur_tensor::DType;
 use secateur_tensor::kernels::ThreadPool;
+use serde::de::DeserializeOwned;
 use serde::{Deserialize, Serialize};
 use std::collections::BTreeMap;
 use std::ops::ControlFlow;
@@ -307,6 +308,20 @@ impl<'a> Job<'a> {
     /// Adds the time since `from` to a stage.
     pub(crate) fn clock(&mut self, name: &str, from: Instant) {
         *self.seconds.entry(name.to_owned()).or_default() += from.elapsed().as_secs_f64();
+    }
+
+    /// What an earlier run left under `name`, or else what `make` makes, which is then left there.
+    pub(crate) fn remembered<T: Serialize + DeserializeOwned>(
+        &mut self,
+        name: &str,
+        make: impl FnOnce(&mut Self) -> Result<T, PruneError>,
+    ) -> Result<T, PruneError> {
+        if let Some(known) = self.work.read(name).map_err(|error| self.io_error(name, error))? {
+            return Ok(known);
+        }
+        let made = make(self)?;
+        self.work.write(name, &made).map_err(|error| self.io_error(name, error))?;
+        Ok(made)
     }
 
     pub(crate) fn io_error(&self, name: &str, source: std::io::Error) -> PruneError {

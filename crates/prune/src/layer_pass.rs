@@ -211,7 +211,8 @@ impl LayerAtWork<'_, '_> {
         let feedback = Feedback::of_gram(gram, n_in).map_err(|error| numeric(layer_idx, &error))?;
         let mut rounded = LayerWeights::new();
         for (role, matrix, dtype) in coarser {
-            rounded.insert(role, round_matrix(&self.job.pool, layer_idx, &matrix, &feedback, dtype)?);
+            let how = (&feedback, dtype);
+            rounded.insert(role, round_matrix(&self.job.pool, layer_idx, matrix.to_f32(), n_in, how)?);
         }
         self.keep(rounded)?;
         student.put_memory(layer_idx, self.shape, self.weights()?);

@@ -35,6 +35,7 @@ mod streams;
 mod sweep;
 mod table;
 
+pub use checkpoint::write_atomic;
 pub use error::PruneError;
 pub use footprint::{MOMENTS_RUNG, PruneFootprint};
 pub use job::{LayerReport, Progress, PruneOutcome, PruneReport, PruneRequest, Stage};

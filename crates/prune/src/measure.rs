@@ -38,16 +38,7 @@ pub(crate) fn decide(job: &mut Job<'_>, method: &Method) -> Result<Decisions, Pr
         Spread::Pooled => return decide_pooled(job, method),
         Spread::Measured => {}
     }
-    let known: Option<Vec<LayerDamage>> =
-        job.work.read(RECORD).map_err(|error| job.io_error(RECORD, error))?;
-    let damages = match known {
-        Some(damages) => damages,
-        None => {
-            let damages = sweep(job)?;
-            job.work.write(RECORD, &damages).map_err(|error| job.io_error(RECORD, error))?;
-            damages
-        }
-    };
+    let damages = job.remembered(RECORD, sweep)?;
     job.resume_at(measured_share(1.0));
     let layers = match job.request.policy {
         PlanPolicy::Compatible => even(job)?,

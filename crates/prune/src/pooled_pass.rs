@@ -22,18 +22,7 @@ type LayerScores = [Vec<f64>; 2];
 
 /// Decides how many neurons and KV groups each layer keeps. Widths are rounded to what storage formats like.
 pub(crate) fn decide_pooled(job: &mut Job<'_>, method: &Method) -> Result<Decisions, PruneError> {
-    let known: Option<Vec<LayerScores>> =
-        job.work.read(RECORD).map_err(|error| job.io_error(RECORD, error))?;
-    let scores = match known {
-        Some(scores) => scores,
-        None => {
-            let from = Instant::now();
-            let scores = scores(job, method)?;
-            job.clock("measure", from);
-            job.work.write(RECORD, &scores).map_err(|error| job.io_error(RECORD, error))?;
-            scores
-        }
-    };
+    let scores = job.remembered(RECORD, |job| scores(job, method))?;
     job.resume_at(measured_share(1.0));
     let config = job.request.source.config();
     let mut pool = Vec::new();
@@ -55,6 +44,7 @@ pub(crate) fn decide_pooled(job: &mut Job<'_>, method: &Method) -> Result<Decisi
 /// Scores of all units of the base model. Window after window through all layers: nothing but one window and the sums
 /// of squares of every projection are held, and mapped layers are read again.
 fn scores(job: &mut Job<'_>, method: &Method) -> Result<Vec<LayerScores>, PruneError> {
+    let from = Instant::now();
     let source = job.request.source.clone();
     let config = source.config();
     let projections =
@@ -93,5 +83,6 @@ fn scores(job: &mut Job<'_>, method: &Method) -> Result<Vec<LayerScores>, PruneE
         source.give_back_layer(layer_idx);
         scores.push(layer);
     }
+    job.clock("measure", from);
     Ok(scores)
 }

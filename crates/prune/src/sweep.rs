@@ -24,7 +24,6 @@ use crate::stats::LayerStats;
 use crate::streams::Side;
 use crate::widths::WidthGrid;
 use secateur_engine::{Head, LayerRunner, Sublayer};
-use secateur_model::ModelConfig;
 use secateur_tensor::kernels::heap::release_free_heap;
 use secateur_tensor::kernels::{GemmArgs, MatMut, MatRef, gemm};
 use serde::{Deserialize, Serialize};
@@ -226,33 +225,30 @@ impl Sweep {
             self.write(job, slot, &self.rows)?;
         }
         let LayerSums { importance, attention, mlp } = self.curve_windows(job, layer_idx, &runner)?;
-        let mut damage = LayerDamage {
-            importance: importance.aggregated(),
-            mlp: CutDamage::default(),
-            attention: CutDamage::default(),
-            removed: 0.0,
-        };
         // Neither the layer's buffers nor its pages are needed while its systems are solved.
         drop(runner);
         source.give_back_layer(layer_idx);
         let config = source.config();
-        let keep_groups = attention_floor(config, layer_idx);
-        let attention =
-            cut_for_curve(job, Projection::of_attention(config, layer_idx), attention, keep_groups)?;
+        let attention = cut_for_curve(job, Projection::of_attention(config, layer_idx), attention, 1)?;
         let mlp = cut_for_curve(job, Projection::of_mlp(config, layer_idx), mlp, WidthGrid::NEURONS.floor)?;
         let runner = LayerRunner::new(source.as_ref(), layer_idx, job.pool.clone())?;
+        self.read(job, self.untouched_slot())?;
         if is_measured(layer_idx, config.n_layers()) {
             self.start_copies(job, &runner, &mlp, &attention)?;
+        } else {
+            advance(job, &runner, Sublayer::Attn, &mut self.rows)?;
         }
-        damage.mlp = mlp.damage;
-        damage.attention = attention.damage;
-        self.read(job, self.untouched_slot())?;
-        advance_layer(job, &runner, &mut self.rows)?;
+        advance(job, &runner, Sublayer::Mlp, &mut self.rows)?;
         self.write(job, self.untouched_slot(), &self.rows)?;
-        Ok(damage)
+        Ok(LayerDamage {
+            importance: importance.aggregated(),
+            mlp: mlp.damage,
+            attention: attention.damage,
+            removed: 0.0,
+        })
     }
 
-    /// Starts the copies of the layer that is passed.
+    /// Starts the copies of the layer that is passed, and moves the untouched window through its attention.
     fn start_copies(
         &mut self,
         job: &Job<'_>,
@@ -262,7 +258,6 @@ impl Sweep {
     ) -> Result<(), PruneError> {
         let [removed, narrowed, without_groups] = [0, 1, 2].map(|nth| self.copy_slot(self.n_copies + nth));
         // The copy without this layer is the window as it comes in.
-        self.read(job, self.untouched_slot())?;
         self.write(job, removed, &self.rows)?;
         let mut rows = self.rows.clone();
         if let Some(run) = runner.run(Sublayer::Attn, &self.rows)? {
@@ -337,7 +332,7 @@ impl Sweep {
                 self.read(job, self.copy_slot(at))?;
                 group.push(self.rows[tail..].to_vec());
             }
-            let students: Vec<&[f32]> = group.iter().map(Vec::as_slice).collect();
+            let students: Vec<(&Head, &[f32])> = group.iter().map(|rows| (&head, rows.as_slice())).collect();
             kl.extend(head.mean_kl(&job.pool, &untouched, &students)?);
             copy += group.len();
         }
@@ -362,11 +357,6 @@ struct CurveCut {
     n_in: usize,
     /// `[d, kept]`.
     weight: Vec<f32>,
-}
-
-/// Fewest KV groups of a layer that the sweep looks at: one, or all where there is but one.
-fn attention_floor(config: &ModelConfig, layer_idx: usize) -> usize {
-    config.layers[layer_idx].num_key_value_heads.min(1)
 }
 
 /// Removes units of a projection down to `floor` with the others refitted to the layer's own output. The reference is

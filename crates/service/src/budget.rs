@@ -116,8 +116,7 @@ impl PlanSettings {
 
     /// What may happen to the tables when the matrices are stored as `dtype` says.
     fn tables(&self, dtype: Storage) -> Result<Storage, ServiceError> {
-        // A dtype that is wide enough for the tables is meant for them too.
-        let follows = matches!(dtype, Storage::As(dtype) if !matches!(dtype, DType::Q4_0 | DType::Q4_1));
+        let follows = dtype.covers_tables();
         match parse_storage("table_dtype", self.table_dtype.as_deref())? {
             Storage::Auto if follows => Ok(Storage::Keep),
             Storage::As(_) if follows => Err(invalid(

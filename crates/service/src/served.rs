@@ -26,20 +26,10 @@ pub(crate) struct Served {
     pub(crate) context_len: usize,
     pub(crate) kv_dtype: KvDType,
     pub(crate) vocab_size: usize,
-    /// Longest text of one token.
-    max_token_bytes: usize,
+    /// Longest text of one token: [`longest_token_bytes`].
+    pub(crate) max_token_bytes: usize,
     /// Made at the first request with a grammar.
-    grammars: Mutex<Option<Arc<GrammarFactory>>>,
-}
-
-/// What is known of a model before it is served.
-pub(crate) struct ServedParts {
-    pub(crate) tokenizer: Tokenizer,
-    pub(crate) model: ModelView,
-    pub(crate) plan: Option<PlanView>,
-    pub(crate) context_len: usize,
-    pub(crate) kv_dtype: KvDType,
-    pub(crate) vocab_size: usize,
+    pub(crate) grammars: Mutex<Option<Arc<GrammarFactory>>>,
 }
 
 /// A request as the compute thread takes it.
@@ -48,15 +38,13 @@ pub(crate) struct PreparedRequest {
     pub(crate) grammar: Option<GrammarMatcher>,
 }
 
-impl Served {
-    pub(crate) fn new(parts: ServedParts) -> Self {
-        let ServedParts { tokenizer, model, plan, context_len, kv_dtype, vocab_size } = parts;
-        let lengths = (0..vocab_size as u32).map(|id| tokenizer.token_bytes(id).unwrap_or_default().len());
-        let max_token_bytes = lengths.max().unwrap_or(0).max(1);
-        let grammars = Mutex::default();
-        Self { tokenizer, model, plan, context_len, kv_dtype, vocab_size, max_token_bytes, grammars }
-    }
+/// Length of the longest text of one token, at least 1.
+pub(crate) fn longest_token_bytes(tokenizer: &Tokenizer, vocab_size: usize) -> usize {
+    let lengths = (0..vocab_size as u32).map(|id| tokenizer.token_bytes(id).unwrap_or_default().len());
+    lengths.max().unwrap_or(0).max(1)
+}
 
+impl Served {
     /// Refuses text that cannot fit the context before it is tokenised, which takes many times its size: each token
     /// stands for a bounded number of bytes.
     pub(crate) fn check_length(&self, text: &str) -> Result<(), ServiceError> {

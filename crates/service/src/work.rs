@@ -316,13 +316,8 @@ fn pending_file(jobs_dir: &Path) -> PathBuf {
 }
 
 fn keep_pending(path: &Path, query: &PruneQuery) -> Result<(), ServiceError> {
-    let fail = |error| io_error(path, error);
     let text = serde_json::to_vec(query).map_err(|error| crate::convert::internal(&error))?;
-    let dir = path.parent().unwrap_or(Path::new("."));
-    let mut file = tempfile::NamedTempFile::new_in(dir).map_err(fail)?;
-    file.write_all(&text).and_then(|()| file.as_file().sync_all()).map_err(fail)?;
-    file.persist(path).map_err(|error| fail(error.error))?;
-    fs::File::open(dir).and_then(|dir| dir.sync_all()).map_err(fail)
+    secateur_prune::write_atomic(path, |file| file.write_all(&text)).map_err(|error| io_error(path, error))
 }
 
 /// Removes all but the newest work folders.

@@ -9,7 +9,7 @@ use crate::hints::{MemoryPressure, Pacer};
 use crate::opened::OpenModel;
 use crate::ops::{build_engine, precision};
 use crate::queue::Next;
-use crate::served::{PreparedRequest, Served, ServedParts, reply_decoder};
+use crate::served::{PreparedRequest, Served, longest_token_bytes, reply_decoder};
 use crate::shared::{Control, Request, Shared, Swap};
 use crate::slots::{Ended, SlotLimits, Slots};
 use secateur_engine::{Engine, Precision};
@@ -20,7 +20,7 @@ use secateur_model_file::ModelFile;
 use secateur_store::EntryInUse;
 use secateur_tensor::kernels::ThreadPool;
 use std::panic::{AssertUnwindSafe, catch_unwind};
-use std::sync::Arc;
+use std::sync::{Arc, Mutex};
 use std::time::Instant;
 
 /// Neurons in one step of the pruner.
@@ -203,14 +203,17 @@ impl Worker {
         let precision = precision(shared.options().precision.as_deref(), Precision::Int8)?;
         let pool = Arc::new(ThreadPool::new(shared.n_threads()));
         let engine = build_engine(&model, pool)?.with_precision(precision);
-        let served = Arc::new(Served::new(ServedParts {
-            tokenizer: model.tokenizer().clone(),
+        let (tokenizer, vocab_size) = (model.tokenizer().clone(), model.file().config().vocab_size);
+        let served = Arc::new(Served {
+            max_token_bytes: longest_token_bytes(&tokenizer, vocab_size),
+            grammars: Mutex::default(),
+            tokenizer,
             model: ModelView { active: true, ..known.view.clone() },
             plan,
             context_len: fit.context_len,
             kv_dtype: fit.kv_dtype,
-            vocab_size: model.file().config().vocab_size,
-        }));
+            vocab_size,
+        });
         let limits = SlotLimits::new(engine.config(), &served, shared.options().parallel);
         let slots = Slots::new(limits);
         shared.set_served(Some(served.clone()));
@@ -263,7 +266,7 @@ impl Worker {
                 self.shared.set_readiness(Readiness::Released);
             }
         }
-        secateur_tensor::kernels::heap::return_free_memory();
+        secateur_tensor::kernels::heap::release_free_heap();
     }
 
     /// The context with which a model fits the budget as it is.

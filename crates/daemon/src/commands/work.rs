@@ -38,7 +38,7 @@ pub(super) fn prune(args: &PruneCommand, settings: &Settings, json: bool) -> Res
     if args.format != "gguf" {
         return Err(Failure::usage(format!("--format `{}`: this version writes gguf", args.format)));
     }
-    step_back(args.nice);
+    step_back(args.job.nice);
     let model = open(&args.model, settings)?;
     let request = PruneFileRequest {
         out: args.out.clone(),
@@ -97,7 +97,7 @@ pub(super) fn eval(args: &EvalCommand, settings: &Settings, json: bool) -> Resul
 }
 
 pub(super) fn compare(args: &CompareCommand, settings: &Settings, json: bool) -> Result<ExitCode, Failure> {
-    step_back(args.nice);
+    step_back(args.job.nice);
     let model = open(&args.model, settings)?;
     let methods = if args.methods.is_empty() {
         method_names().into_iter().map(str::to_owned).collect()

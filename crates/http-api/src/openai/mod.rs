@@ -31,6 +31,7 @@ use axum::Json;
 use axum::extract::rejection::PathRejection;
 use axum::extract::{Path, State};
 use axum::response::Response;
+use secateur_service::ServiceError;
 use secateur_service::api::{ChatRequest, CompletionRequest, ModelView, SamplingParams};
 use serde_json::{Value, json};
 use shape::{ChatShape, CompletionShape};
@@ -88,6 +89,21 @@ where
     }
 }
 
+/// Asks for several answers. All are queued at once: either every one has its place or the client is told to come back.
+async fn ask_for_all<B: Backend, R: Send + Sync + 'static>(
+    state: &AppState<B>,
+    wanted: Option<&str>,
+    requests: Vec<R>,
+    ask_one: fn(&B, &R) -> Result<B::Generation, ServiceError>,
+) -> Result<(ModelView, Vec<B::Generation>), ApiError> {
+    let requests = Arc::new(requests);
+    let make = || {
+        let requests = requests.clone();
+        state.blocking(move |backend| requests.iter().map(|request| ask_one(backend, request)).collect())
+    };
+    ask(&state.backend, wanted, make).await
+}
+
 fn model_object(model: &ModelView) -> Value {
     json!({
         "id": model.id, "object": "model", "created": model.created_unix_s, "owned_by": "secateur",
@@ -130,22 +146,10 @@ pub(crate) async fn chat<B: Backend>(
 ) -> Result<Response, OpenAiError> {
     let permit = state.shared.admit()?;
     let ChatCall { model, messages, params, n_choices, mode, tools } = ChatCall::parse(&body.0)?;
-    let requests: Arc<Vec<ChatRequest>> = Arc::new(
-        (0..n_choices)
-            .map(|choice| ChatRequest {
-                messages: messages.clone(),
-                params: params::for_choice(&params, choice),
-            })
-            .collect(),
-    );
-    // All are queued at once: either every answer has its place or the client is told to come back.
-    let make = || {
-        let requests = requests.clone();
-        state.blocking(move |backend| {
-            requests.iter().map(|request| backend.chat(request)).collect::<Result<Vec<_>, _>>()
-        })
-    };
-    let asked = ask(&state.backend, model.as_deref(), make).await;
+    let request =
+        |choice| ChatRequest { messages: messages.clone(), params: params::for_choice(&params, choice) };
+    let requests = (0..n_choices).map(request).collect();
+    let asked = ask_for_all(&state, model.as_deref(), requests, B::chat).await;
     let (served, choices) = asked.map_err(|error| error.about_prompt("messages"))?;
     let shape = ChatShape::new(params.logprobs.is_some(), tools);
     let envelope = envelope("chatcmpl", &served);
@@ -161,24 +165,16 @@ pub(crate) async fn complete<B: Backend>(
     let permit = state.shared.admit()?;
     let CompletionCall { model, prompts, params, n_choices, echo, mode } = CompletionCall::parse(&body.0)?;
     let shape = CompletionShape::new(&prompts, n_choices, echo, params.logprobs.is_some());
-    let requests: Arc<Vec<CompletionRequest>> = Arc::new(
-        prompts
-            .iter()
-            .flat_map(|prompt| std::iter::repeat_n(prompt, n_choices))
-            .enumerate()
-            .map(|(choice, prompt)| CompletionRequest {
-                prompt: prompt.clone(),
-                params: params::for_choice(&params, choice),
-            })
-            .collect(),
-    );
-    let make = || {
-        let requests = requests.clone();
-        state.blocking(move |backend| {
-            requests.iter().map(|request| backend.complete(request)).collect::<Result<Vec<_>, _>>()
+    let requests = prompts
+        .iter()
+        .flat_map(|prompt| std::iter::repeat_n(prompt, n_choices))
+        .enumerate()
+        .map(|(choice, prompt)| CompletionRequest {
+            prompt: prompt.clone(),
+            params: params::for_choice(&params, choice),
         })
-    };
-    let asked = ask(&state.backend, model.as_deref(), make).await;
+        .collect();
+    let asked = ask_for_all(&state, model.as_deref(), requests, B::complete).await;
     let (served, choices) = asked.map_err(|error| error.about_prompt("prompt"))?;
     let envelope = envelope("cmpl", &served);
     let plan = AnswerPlan { mode, n_per_prompt: n_choices };

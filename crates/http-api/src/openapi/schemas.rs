@@ -92,6 +92,70 @@ pub(super) fn schemas() -> Value {
     Value::Object(schemas)
 }
 
+/// Fields that chats and completions share.
+mod shared {
+    use super::{Field, field};
+
+    pub(super) const MODEL: Field = field(
+        "model",
+        "string?",
+        "Id or name of the served model, `default`, or the id of the model it was pruned from; another one is 404.",
+    );
+    pub(super) const TEMPERATURE: Field =
+        field("temperature", "number?", "0 to 2, 1 when absent; 0 takes the likeliest token.")
+            .within(0.0, 2.0);
+    pub(super) const TOP_P: Field = field("top_p", "number?", "0 to 1, 1 when absent.").within(0.0, 1.0);
+    pub(super) const TOP_K: Field =
+        field("top_k", "integer?", "Keeps the likeliest k tokens; 0 keeps all. Not of OpenAI.")
+            .within(0.0, 1048576.0);
+    pub(super) const MIN_P: Field = field(
+        "min_p",
+        "number?",
+        "0 to 1: keeps tokens at least this probable relative to the likeliest. Not of OpenAI.",
+    )
+    .within(0.0, 1.0);
+    pub(super) const REPETITION_PENALTY: Field = field(
+        "repetition_penalty",
+        "number?",
+        "0.01 to 10, 1 is off; over prompt and answer. Not of OpenAI.",
+    )
+    .within(0.01, 10.0);
+    pub(super) const PRESENCE_PENALTY: Field =
+        field("presence_penalty", "number?", "-2 to 2, over the answer.");
+    pub(super) const FREQUENCY_PENALTY: Field =
+        field("frequency_penalty", "number?", "-2 to 2, over the answer.");
+    pub(super) const LOGIT_BIAS: Field =
+        field("logit_bias", "any?", "Map of at most 1024 token ids to numbers from -100 (never) to 100.");
+    pub(super) const SEED: Field = field(
+        "seed",
+        "integer?",
+        "Same seed and request, same answer; each of several answers counts one up.",
+    );
+    pub(super) const STOP: Field =
+        field("stop", "any?", "A text or up to 4 texts of at most 1024 bytes that end the answer.");
+    pub(super) const STREAM: Field = field("stream", "boolean?", "Answer with server-sent events.");
+    pub(super) const STREAM_OPTIONS: Field =
+        field("stream_options", "StreamOptions?", "`include_usage`; `include_obfuscation` only false.");
+    pub(super) const RESPONSE_FORMAT: Field = field(
+        "response_format",
+        "ResponseFormat?",
+        "`text`, `json_object`, or `json_schema`, which the answer satisfies unless it is cut off by a limit.",
+    );
+    pub(super) const GRAMMAR: Field = field(
+        "grammar",
+        "any?",
+        "A Lark grammar as text, or an object with `lark`, `regex` or `json_schema`. Not of OpenAI.",
+    );
+    pub(super) const USER: Field = field("user", "string?", "Accepted. A label; nothing is done with it.");
+    pub(super) const SAFETY_IDENTIFIER: Field =
+        field("safety_identifier", "string?", "Accepted. A label; nothing is done with it.");
+    pub(super) const CACHE_PROMPT: Field = field(
+        "cache_prompt",
+        "boolean?",
+        "Refused otherwise. Only true: the last prompts are always kept. Of llama-server.",
+    );
+}
+
 const SCHEMAS: &[Schema] = &[
     Schema {
         name: "ChatCompletionRequest",
@@ -102,11 +166,7 @@ const SCHEMAS: &[Schema] = &[
                 "[Message]",
                 "1 to 4096 messages: roles system, developer (as system), user, assistant, tool; content is text or text parts.",
             ),
-            field(
-                "model",
-                "string?",
-                "Id or name of the served model, `default`, or the id of the model it was pruned from; another one is 404.",
-            ),
+            shared::MODEL,
             field(
                 "max_completion_tokens",
                 "integer?",
@@ -114,48 +174,24 @@ const SCHEMAS: &[Schema] = &[
             )
             .within(1.0, 16777216.0),
             field("max_tokens", "integer?", "Older name of `max_completion_tokens`.").within(1.0, 16777216.0),
-            field("temperature", "number?", "0 to 2, 1 when absent; 0 takes the likeliest token.")
-                .within(0.0, 2.0),
-            field("top_p", "number?", "0 to 1, 1 when absent.").within(0.0, 1.0),
-            field("top_k", "integer?", "Keeps the likeliest k tokens; 0 keeps all. Not of OpenAI.")
-                .within(0.0, 1048576.0),
-            field(
-                "min_p",
-                "number?",
-                "0 to 1: keeps tokens at least this probable relative to the likeliest. Not of OpenAI.",
-            )
-            .within(0.0, 1.0),
-            field(
-                "repetition_penalty",
-                "number?",
-                "0.01 to 10, 1 is off; over prompt and answer. Not of OpenAI.",
-            )
-            .within(0.01, 10.0),
-            field("presence_penalty", "number?", "-2 to 2, over the answer."),
-            field("frequency_penalty", "number?", "-2 to 2, over the answer."),
-            field("logit_bias", "any?", "Map of at most 1024 token ids to numbers from -100 (never) to 100."),
-            field(
-                "seed",
-                "integer?",
-                "Same seed and request, same answer; each of several answers counts one up.",
-            ),
-            field("stop", "any?", "A text or up to 4 texts of at most 1024 bytes that end the answer."),
+            shared::TEMPERATURE,
+            shared::TOP_P,
+            shared::TOP_K,
+            shared::MIN_P,
+            shared::REPETITION_PENALTY,
+            shared::PRESENCE_PENALTY,
+            shared::FREQUENCY_PENALTY,
+            shared::LOGIT_BIAS,
+            shared::SEED,
+            shared::STOP,
             field("n", "integer?", "1 to 8 answers; the prompt is read once.").within(1.0, 8.0),
-            field("stream", "boolean?", "Answer with server-sent events."),
-            field("stream_options", "StreamOptions?", "`include_usage`; `include_obfuscation` only false."),
+            shared::STREAM,
+            shared::STREAM_OPTIONS,
             field("logprobs", "boolean?", "Report the logprob of every token."),
             field("top_logprobs", "integer?", "0 to 20 alternatives beside each token; needs `logprobs`.")
                 .within(0.0, 20.0),
-            field(
-                "response_format",
-                "ResponseFormat?",
-                "`text`, `json_object`, or `json_schema`, which the answer satisfies unless it is cut off by a limit.",
-            ),
-            field(
-                "grammar",
-                "any?",
-                "A Lark grammar as text, or an object with `lark`, `regex` or `json_schema`. Not of OpenAI.",
-            ),
+            shared::RESPONSE_FORMAT,
+            shared::GRAMMAR,
             field(
                 "tools",
                 "[Tool]?",
@@ -167,15 +203,11 @@ const SCHEMAS: &[Schema] = &[
                 "`none`, `auto`, `required` or a named function; the last two force a call that satisfies the function's schema.",
             ),
             field("parallel_tool_calls", "boolean?", "False reports the first call only."),
-            field("user", "string?", "Accepted. A label; nothing is done with it."),
-            field("safety_identifier", "string?", "Accepted. A label; nothing is done with it."),
+            shared::USER,
+            shared::SAFETY_IDENTIFIER,
             field("prompt_cache_key", "string?", "Accepted. A label; prompts are compared by their tokens."),
             field("prompt_cache_retention", "string?", "Refused otherwise. Only `in_memory`."),
-            field(
-                "cache_prompt",
-                "boolean?",
-                "Refused otherwise. Only true: the last prompts are always kept. Of llama-server.",
-            ),
+            shared::CACHE_PROMPT,
             field("functions", "any?", "Refused otherwise. Only []: the newer `tools` are honoured."),
             field(
                 "function_call",
@@ -203,67 +235,35 @@ const SCHEMAS: &[Schema] = &[
         about: "A text to continue.",
         fields: &[
             field("prompt", "any", "A text, an array of tokens, or an array of up to 8 of either."),
-            field(
-                "model",
-                "string?",
-                "Id or name of the served model, `default`, or the id of the model it was pruned from; another one is 404.",
-            ),
+            shared::MODEL,
             field("max_tokens", "integer?", "Most tokens of the answer, 16 when absent.")
                 .within(1.0, 16777216.0),
-            field("temperature", "number?", "0 to 2, 1 when absent; 0 takes the likeliest token.")
-                .within(0.0, 2.0),
-            field("top_p", "number?", "0 to 1, 1 when absent.").within(0.0, 1.0),
-            field("top_k", "integer?", "Keeps the likeliest k tokens; 0 keeps all. Not of OpenAI.")
-                .within(0.0, 1048576.0),
-            field(
-                "min_p",
-                "number?",
-                "0 to 1: keeps tokens at least this probable relative to the likeliest. Not of OpenAI.",
-            )
-            .within(0.0, 1.0),
-            field(
-                "repetition_penalty",
-                "number?",
-                "0.01 to 10, 1 is off; over prompt and answer. Not of OpenAI.",
-            )
-            .within(0.01, 10.0),
-            field("presence_penalty", "number?", "-2 to 2, over the answer."),
-            field("frequency_penalty", "number?", "-2 to 2, over the answer."),
-            field("logit_bias", "any?", "Map of at most 1024 token ids to numbers from -100 (never) to 100."),
-            field(
-                "seed",
-                "integer?",
-                "Same seed and request, same answer; each of several answers counts one up.",
-            ),
-            field("stop", "any?", "A text or up to 4 texts of at most 1024 bytes that end the answer."),
+            shared::TEMPERATURE,
+            shared::TOP_P,
+            shared::TOP_K,
+            shared::MIN_P,
+            shared::REPETITION_PENALTY,
+            shared::PRESENCE_PENALTY,
+            shared::FREQUENCY_PENALTY,
+            shared::LOGIT_BIAS,
+            shared::SEED,
+            shared::STOP,
             field("n", "integer?", "Answers to each prompt; at most 8 in all.").within(1.0, 8.0),
             field("best_of", "integer?", "Refused otherwise. Only the same as `n`: answers are not ranked."),
             field("echo", "boolean?", "Repeats a prompt of text before the answer; not with `logprobs`."),
             field("logprobs", "integer?", "0 to 5 alternatives beside each token.").within(0.0, 5.0),
-            field("stream", "boolean?", "Answer with server-sent events."),
-            field("stream_options", "StreamOptions?", "`include_usage`; `include_obfuscation` only false."),
-            field(
-                "response_format",
-                "ResponseFormat?",
-                "`text`, `json_object`, or `json_schema`, which the answer satisfies unless it is cut off by a limit.",
-            ),
-            field(
-                "grammar",
-                "any?",
-                "A Lark grammar as text, or an object with `lark`, `regex` or `json_schema`. Not of OpenAI.",
-            ),
+            shared::STREAM,
+            shared::STREAM_OPTIONS,
+            shared::RESPONSE_FORMAT,
+            shared::GRAMMAR,
             field(
                 "suffix",
                 "string?",
                 "Refused otherwise. Only an empty text: the model continues, it does not fill gaps.",
             ),
-            field("user", "string?", "Accepted. A label; nothing is done with it."),
-            field("safety_identifier", "string?", "Accepted. A label; nothing is done with it."),
-            field(
-                "cache_prompt",
-                "boolean?",
-                "Refused otherwise. Only true: the last prompts are always kept. Of llama-server.",
-            ),
+            shared::USER,
+            shared::SAFETY_IDENTIFIER,
+            shared::CACHE_PROMPT,
         ],
     },
     Schema {

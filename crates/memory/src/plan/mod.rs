@@ -70,6 +70,12 @@ impl Storage {
             Self::Keep | Self::Auto => None,
         }
     }
+
+    /// Whether this, asked for all matrices, is for token table and output head too: 4 bits are not.
+    #[must_use]
+    pub fn covers_tables(self) -> bool {
+        self.asked().is_some_and(|dtype| !is_for_layers(dtype))
+    }
 }
 
 /// What is wanted of a plan.
@@ -203,16 +209,17 @@ fn plan_any_storage(
 ) -> Result<PrunePlan, PlanError> {
     let mut best: Option<Result<PrunePlan, PlanError>> = None;
     for dtype in candidates(request.dtype, &LAYER_DTYPES) {
-        // A dtype that is wide enough for the tables is for them too.
-        let is_for_tables = dtype.asked().is_some_and(|dtype| !is_for_layers(dtype));
         let is_open = request.dtype == Storage::Auto;
-        let is_contrary = is_for_tables && request.tables.asked().is_some();
+        let is_contrary = dtype.covers_tables() && request.tables.asked().is_some();
         let is_no_smaller = dtype.asked().is_some_and(|dtype| !weights.shrinks_layers(config, dtype));
         if is_open && (is_contrary || is_no_smaller) {
             continue;
         }
-        let tables =
-            if is_for_tables { vec![Storage::Keep] } else { candidates(request.tables, &TABLE_DTYPES) };
+        let tables = if dtype.covers_tables() {
+            vec![Storage::Keep]
+        } else {
+            candidates(request.tables, &TABLE_DTYPES)
+        };
         for tables in tables {
             if request.tables == Storage::Auto
                 && tables.asked().is_some_and(|dtype| weights.with_tables(config, dtype).is_none())

@@ -4,6 +4,7 @@
 //! the likeliest ones for [`N_LIKELIEST`] tokens, so that it finds a sense, and is drawn from the model's own
 //! distribution after that.
 
+use super::prune::check_out;
 use super::run::{CacheNeed, RunOptions, engine_within};
 use crate::ServiceError;
 use crate::budget::resident_bytes;
@@ -69,12 +70,7 @@ pub fn own_text(
     if !(1..=MAX_TOKENS).contains(&request.tokens) {
         return Err(invalid("tokens", format!("{} is not in 1..={MAX_TOKENS}", request.tokens)));
     }
-    let dir = match request.out.parent() {
-        Some(dir) if !dir.as_os_str().is_empty() => dir,
-        _ => std::path::Path::new("."),
-    };
-    let fail = |error| io_error(&request.out, error);
-    let mut file = tempfile::NamedTempFile::new_in(dir).map_err(fail)?;
+    check_out(&request.out, model.file().path())?;
     let config = model.file().config();
     let context_len = STRETCH.min(config.max_position_embeddings);
     let need = CacheNeed {
@@ -94,7 +90,7 @@ pub fn own_text(
     let mut rng = Rng::new(request.seed);
     let mut session = engine.session(context_len, KvDType::F16)?;
     let started = Instant::now();
-    let (mut done, mut bytes) = (0, 0);
+    let (mut done, mut text) = (0, String::new());
     while done < request.tokens {
         session.truncate(0);
         let mut tokens = vec![first_token(model.tokenizer(), config.vocab_size, &mut rng)?];
@@ -110,17 +106,16 @@ pub fn own_text(
             tokens.push(token);
         }
         done += tokens.len();
-        let text = model.tokenizer().decode(&tokens).map_err(|error| text_error("text", &error))?;
-        writeln!(file, "{text}\n").map_err(fail)?;
-        bytes += text.len() + 2;
+        text += &model.tokenizer().decode(&tokens).map_err(|error| text_error("text", &error))?;
+        text += "\n\n";
         progress(done, request.tokens.max(done));
     }
-    file.as_file().sync_all().map_err(fail)?;
-    file.persist(&request.out).map_err(|error| io_error(&request.out, error.error))?;
+    secateur_prune::write_atomic(&request.out, |file| file.write_all(text.as_bytes()))
+        .map_err(|error| io_error(&request.out, error))?;
     Ok(OwnTextReport {
         out: request.out.clone(),
         tokens: done,
-        bytes,
+        bytes: text.len(),
         seed: request.seed,
         tokens_per_s: done as f64 / started.elapsed().as_secs_f64().max(1e-9),
         rss_peak_bytes: resident_bytes().1,

@@ -175,7 +175,7 @@ fn write_page(
 }
 
 /// The result must not be the model it is made from, and its folder must be there.
-fn check_out(out: &Path, base: &Path) -> Result<(), ServiceError> {
+pub(super) fn check_out(out: &Path, base: &Path) -> Result<(), ServiceError> {
     let dir = match out.parent() {
         Some(dir) if !dir.as_os_str().is_empty() => dir,
         _ => Path::new("."),

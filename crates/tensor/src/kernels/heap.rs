@@ -63,15 +63,6 @@ const TRIM_THRESHOLD_BYTES: libc::c_int = 1 << 20;
 #[cfg(all(target_os = "linux", target_env = "gnu"))]
 const ARENAS: libc::c_int = 2;
 
-/// Gives back free pages in the middle of the heap too; does nothing where the system's allocator cannot.
-pub fn return_free_memory() {
-    #[cfg(all(target_os = "linux", target_env = "gnu"))]
-    // SAFETY: malloc_trim takes an integer and walks the allocator's own lists under its locks.
-    unsafe {
-        libc::malloc_trim(0);
-    }
-}
-
 /// Makes freed large blocks leave the process. Call once, before threads start; does nothing where the system's
 /// allocator needs no such help.
 pub fn return_large_blocks() {
