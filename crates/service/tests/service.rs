@@ -198,11 +198,11 @@ async fn a_reader_that_goes_away_cancels_its_request() {
 
 #[tokio::test]
 async fn a_full_queue_says_when_to_come_back() {
-    let running = start(|options| options.queue_len = 2).await;
+    let running = start(|options| (options.queue_len, options.parallel) = (2, 1)).await;
     let handle = &running.handle;
     let mut streams = Vec::new();
-    // One may be at work while two wait.
-    let refused = (0..4).find_map(|_| match handle.complete(&endless(200)) {
+    // One is at work while two wait; on a busy machine, some may be answered before the next one asks.
+    let refused = (0..100).find_map(|_| match handle.complete(&endless(200)) {
         Ok(stream) => {
             streams.push(stream);
             None
