@@ -74,6 +74,11 @@ class Browser:
             time.sleep(0.1)
         raise AssertionError(f"{what}: not after {seconds} s")
 
+    def visit(self, url):
+        answer = self.call("Page.navigate", url=url)
+        assert not answer.get("errorText"), answer
+        self.wait(f"location.href === {json.dumps(url)} && document.readyState === 'complete'", 60, url)
+
     def screenshot(self, path):
         shot = self.call("Page.captureScreenshot", format="png", captureBeyondViewport=True)
         with open(path, "wb") as file:
@@ -91,7 +96,8 @@ def main():
     browser = Browser(sys.argv[3] if len(sys.argv) > 3 else "chromium")
     try:
         browser.call("Emulation.setDeviceMetricsOverride", width=412, height=915, deviceScaleFactor=2, mobile=True)
-        browser.call("Page.navigate", url=url + "/")
+        browser.call("Emulation.setScrollbarsHidden", hidden=True)
+        browser.visit(url + "/")
         text = "document.getElementById('%s').textContent"
         browser.wait((text % "state") + ".startsWith('ready')", 60, "the state is ready")
         browser.wait("Number(document.getElementById('bar-used').getAttribute('width')) > 0", 10, "the gauge shows memory")
@@ -114,7 +120,11 @@ def main():
         # A prune, with its bars.
         budget = browser.run("fetch('/api/v1/status').then((r) => r.json()).then((s) => s.model.plan ? s.model.plan.footprint.total_bytes : 0)")
         assert budget > 0, "the served model has a plan"
-        browser.run(f"document.getElementById('prune-budget').value = '{int(budget * 0.97)}'; document.getElementById('plan-button').click()")
+        while not browser.run("fetch('/api/v1/plan', { method: 'POST', headers: { 'content-type': 'application/json' },"
+                              f" body: '{{\"memory_budget\": {budget}}}' }}).then((r) => r.json()).then((plan) => plan.ratio)"):
+            # Fewer bits come before fewer neurons.
+            budget = int(budget * 0.97)
+        browser.run(f"document.getElementById('prune-budget').value = '{budget}'; document.getElementById('plan-button').click()")
         browser.wait("document.getElementById('plan-answer').textContent.length > 10", 30, "the answer to a plan")
         browser.run("document.getElementById('prune-button').click()")
         browser.wait("document.querySelectorAll('#layers progress').length > 1", 120, "bars of layers")
@@ -125,6 +135,9 @@ def main():
         assert state == "succeeded", browser.run(text % "job-text")
         browser.wait("[...document.querySelectorAll('#models tr')].length >= 2", 30, "the pruned model is listed")
         browser.screenshot(f"{folder}/4-done.png")
+        browser.call("Emulation.setEmulatedMedia", features=[{"name": "prefers-color-scheme", "value": "dark"}])
+        browser.screenshot(f"{folder}/5-dark.png")
+        browser.call("Emulation.setEmulatedMedia", features=[])
 
         # What a screen reader gets.
         tree = browser.call("Accessibility.getFullAXTree")["nodes"]
@@ -133,9 +146,9 @@ def main():
                    and not node.get("name", {}).get("value")]
         assert not unnamed, f"without a name: {unnamed}"
 
-        browser.call("Page.navigate", url=url + "/docs")
+        browser.visit(url + "/docs")
         browser.wait("document.querySelectorAll('#operations section').length > 10", 20, "the documentation")
-        browser.screenshot(f"{folder}/5-docs.png")
+        browser.screenshot(f"{folder}/6-docs.png")
         elsewhere = [request for request in browser.requests if not request.startswith((url + "/", "data:", "about:"))]
         assert not elsewhere, elsewhere
         assert not browser.faults, browser.faults

@@ -56,7 +56,8 @@ function facts(rows) {
 
 function showMemory(memory) {
   const total = memory.total_bytes || 1;
-  const width = (bytes) => String(Math.min(1000, (bytes / total) * 1000));
+  // Never so little that it cannot be seen.
+  const width = (bytes) => String(Math.min(1000, Math.max(4, (bytes / total) * 1000)));
   for (const [name, bytes] of [["available", memory.available_bytes], ["budget", memory.budget_bytes],
     ["used", memory.rss_bytes]]) {
     $("bar-" + name).setAttribute("width", width(bytes));
@@ -72,17 +73,9 @@ function showMemory(memory) {
     "Tasks waited for memory " + pressure.toFixed(1) + " % of the last 10 s.";
 }
 
-function planInWords(plan) {
-  let text = plan.reason;
-  if (plan.action === "prune") {
-    text += " " + percent(plan.ratio) + " of the layers' parameters go; serving then needs "
-      + size(plan.footprint.total_bytes) + ".";
-  }
-  return text;
-}
-
 function showStatus(status) {
   const readiness = status.readiness;
+  $("state").dataset.state = readiness.state;
   $("state").textContent = readiness.message ? readiness.state + ": " + readiness.message : readiness.state;
   const rows = [["Version", status.version], ["Threads", status.n_threads],
     ["Requests", status.running + " at work, " + status.queued + " waiting"]];
@@ -90,7 +83,7 @@ function showStatus(status) {
     const model = status.model.model;
     rows.unshift(["Model", (model.name || model.id) + " (" + size(model.bytes) + ")"]);
     rows.push(["Context", status.model.context_len + " tokens, keys and values as " + status.model.kv_dtype]);
-    $("plan").textContent = status.model.plan ? planInWords(status.model.plan) : "The model is served as it is.";
+    $("plan").textContent = status.model.plan ? status.model.plan.reason : "The model is served as it is.";
   } else {
     $("plan").textContent = "No model is served.";
   }
@@ -157,7 +150,7 @@ async function follow(job) {
     for await (const event of events(response)) {
       const data = JSON.parse(event.data);
       if (event.name === "progress") showProgress(data);
-      if (event.name === "planned") $("plan-answer").textContent = planInWords(data);
+      if (event.name === "planned") $("plan-answer").textContent = data.reason;
       if (event.name === "state") showJob(data);
     }
   } catch (error) {
@@ -174,6 +167,8 @@ function showJob(job) {
   const isOver = !["queued", "running"].includes(job.state);
   $("cancel-job").hidden = isOver;
   if (job.state === "succeeded") {
+    // What was served with it says so itself.
+    $("plan-answer").textContent = "";
     $("job-progress").value = 1;
     for (const bar of $("layers").querySelectorAll("progress")) bar.value = 1;
   }
@@ -265,7 +260,7 @@ const budget = () => {
 
 $("plan-button").addEventListener("click", async () => {
   try {
-    $("plan-answer").textContent = planInWords(await call("POST", "/api/v1/plan", budget()));
+    $("plan-answer").textContent = (await call("POST", "/api/v1/plan", budget())).reason;
   } catch (error) {
     $("plan-answer").textContent = error.message;
   }
@@ -293,6 +288,7 @@ async function refresh() {
     showMemory(memory);
     showStatus(status);
   } catch (error) {
+    $("state").dataset.state = "failed";
     $("state").textContent = error.message;
   }
 }
