@@ -8,6 +8,16 @@ pub const DEFAULT_QUEUE_LEN: usize = 16;
 /// Requests at work at the same time when nobody says otherwise.
 pub const DEFAULT_PARALLEL: usize = 4;
 
+/// What a service does about the device's shortage of memory.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub enum PressureResponse {
+    /// It gives up one thing after the other, as long as the shortage lasts.
+    #[default]
+    GiveUp,
+    /// Nothing: for tests, which must not depend on what else the machine does.
+    Ignore,
+}
+
 /// Settings of a service.
 #[derive(Clone, Debug)]
 pub struct ServiceOptions {
@@ -25,6 +35,8 @@ pub struct ServiceOptions {
     pub queue_len: usize,
     /// Requests at work at the same time; they take turns, token by token.
     pub parallel: usize,
+    /// Whether the device's shortage of memory makes the service give things up.
+    pub pressure: PressureResponse,
     /// How to prune when the model does not fit; `plan.context_len` is the context that is served.
     pub prune: PruneSettings,
 }
@@ -41,6 +53,7 @@ impl ServiceOptions {
             precision: None,
             queue_len: DEFAULT_QUEUE_LEN,
             parallel: DEFAULT_PARALLEL,
+            pressure: PressureResponse::default(),
             prune: PruneSettings::default(),
         }
     }

@@ -5,6 +5,7 @@ use crate::ServiceError;
 use crate::api::{PruneQuery, Readiness};
 use crate::budget::Budget;
 use crate::hints::MemoryPressure;
+use crate::options::PressureResponse;
 use crate::shared::{Control, Shared};
 use crate::worker::Worker;
 use secateur_memory::{PressureLadder, PressureSample, PressureStep, PressureWatch, ProbeRoot, probe};
@@ -19,14 +20,17 @@ pub(crate) const RETRY_AFTER: Duration = Duration::from_secs(10);
 /// Starts the thread that watches; it ends with the service.
 /// # Errors
 /// [`ServiceError::Internal`] when the system gives no thread.
-pub(crate) fn spawn(shared: Weak<Shared>) -> Result<(), ServiceError> {
+pub(crate) fn spawn(shared: Weak<Shared>, response: PressureResponse) -> Result<(), ServiceError> {
     let thread = std::thread::Builder::new().name("pressure".to_owned()).stack_size(256 << 10);
-    thread.spawn(move || watch(&shared)).map(drop).map_err(|error| crate::convert::internal(&error))
+    // systemd's way to say that nothing is to be watched.
+    let is_off = std::env::var_os("MEMORY_PRESSURE_WATCH").is_some_and(|path| path == "/dev/null");
+    let response = if is_off { PressureResponse::Ignore } else { response };
+    thread.spawn(move || watch(&shared, response)).map(drop).map_err(|error| crate::convert::internal(&error))
 }
 
-fn watch(shared: &Weak<Shared>) {
+fn watch(shared: &Weak<Shared>, response: PressureResponse) {
     let (started, root) = (Instant::now(), ProbeRoot::host());
-    let watch = PressureWatch::start();
+    let watch = if response == PressureResponse::GiveUp { PressureWatch::start() } else { None };
     let mut ladder = PressureLadder::default();
     loop {
         let triggered = match &watch {
@@ -41,11 +45,13 @@ fn watch(shared: &Weak<Shared>) {
             return;
         }
         let Ok(status) = probe(&root) else { continue };
-        let before = ladder.step();
-        let step = ladder.observe(started.elapsed(), PressureSample::of(&status, triggered));
-        if step != before {
-            tracing::warn!(from = before.name(), to = step.name(), "memory pressure");
-            shared.set_pressure(step);
+        if response == PressureResponse::GiveUp {
+            let before = ladder.step();
+            let step = ladder.observe(started.elapsed(), PressureSample::of(&status, triggered));
+            if step != before {
+                tracing::warn!(from = before.name(), to = step.name(), "memory pressure");
+                shared.set_pressure(step);
+            }
         }
         if triggered {
             // The kernel speaks at most once in a window; more often is only noise.
@@ -145,6 +151,7 @@ mod tests {
         let service = Service::start(ServiceOptions {
             model: Some(model.to_str().unwrap().to_owned()),
             memory_budget: "512MiB".into(),
+            pressure: PressureResponse::Ignore,
             ..ServiceOptions::new(dir.path().join("state"))
         });
         let service = service.unwrap();

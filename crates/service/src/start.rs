@@ -44,9 +44,10 @@ impl Service {
             let path = resolve_model(text, &options.state_dir)?;
             plan_file(&open_file(&path)?, budget.bytes(), &options.prune.plan)?;
         }
+        let response = options.pressure;
         let shared = Arc::new(Shared::new(options, store, budget.bytes(), n_threads));
         let thread = worker::spawn(&shared)?;
-        pressure::spawn(Arc::downgrade(&shared))?;
+        pressure::spawn(Arc::downgrade(&shared), response)?;
         Ok(Self { handle: ServiceHandle::new(shared), thread })
     }
 

@@ -127,14 +127,22 @@ fn tables_are_stored_anew_alone_or_before_the_cut() {
     assert!(error.contains("goes with dtype auto, keep"), "{error}");
 }
 
+fn niceness(id: u32) -> i32 {
+    let stat = fs::read_to_string(format!("/proc/{id}/stat")).unwrap();
+    stat.rsplit(')').next().unwrap().split_whitespace().nth(16).unwrap().parse().unwrap()
+}
+
 /// Starts a job, waits for its nth line of progress and stops it by a signal; true when it ended before.
 fn stop_at_line(home: &Home, n_line: usize, by: Signal) -> Option<i32> {
     let mut child = home.command(&prune_args(home, "out.gguf", &[])).spawn().unwrap();
     let lines = BufReader::new(child.stderr.take().unwrap()).lines();
     let _ = lines.take(n_line).count();
-    let stat = fs::read_to_string(format!("/proc/{}/stat", child.id())).unwrap();
-    let after_name = stat.rsplit(')').next().unwrap().split_whitespace();
-    assert_eq!(after_name.clone().nth(16).unwrap(), "10", "a job lets others go first: {stat}");
+    // The tests themselves may have been told to let others go first.
+    assert_eq!(
+        niceness(child.id()),
+        (niceness(std::process::id()) + 10).min(19),
+        "a job lets others go first"
+    );
     signal(&child, by);
     child.wait().unwrap().code()
 }
