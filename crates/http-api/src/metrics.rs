@@ -145,12 +145,25 @@ fn render_service(page: &mut Page, metrics: &MetricsView) {
     counter("secateur_decode_seconds_total", "Seconds spent generating.", &m.decode_seconds_total);
     counter("secateur_jobs_succeeded_total", "Jobs that succeeded.", &m.jobs_succeeded_total);
     counter("secateur_jobs_failed_total", "Jobs that failed.", &m.jobs_failed_total);
+    counter("secateur_jobs_cancelled_total", "Jobs that were cancelled at work.", &m.jobs_cancelled_total);
+    if let Some(seconds) = &m.stalled_seconds_total {
+        let help = "Seconds in which some task waited for memory, of the device or a group of the service.";
+        counter("secateur_memory_stalled_seconds_total", help, seconds);
+    }
     let mut gauge = |name: &str, help: &str, value: &dyn Display| page.single(name, "gauge", help, value);
     gauge("secateur_requests_queued", "Generations waiting.", &m.queued);
+    gauge("secateur_queue_places", "Generations that may wait.", &m.queue_len);
     gauge("secateur_requests_running", "Generations at work.", &m.running);
+    gauge("secateur_jobs_queued", "Jobs waiting.", &m.jobs_queued);
+    gauge("secateur_jobs_running", "Jobs at work.", &m.jobs_running);
     gauge("secateur_resident_memory_bytes", "Resident memory of the process.", &m.rss_bytes);
     gauge("secateur_resident_memory_peak_bytes", "Its highest value.", &m.rss_peak_bytes);
     gauge("secateur_memory_budget_bytes", "What the process may use.", &m.budget_bytes);
+    gauge(
+        "secateur_memory_available_bytes",
+        "What the process could grow to, its present memory included.",
+        &m.available_bytes,
+    );
     gauge(
         "secateur_memory_pressure_step",
         "What memory pressure makes the service give up, 0 to 6.",

@@ -11,8 +11,8 @@ pub use secateur_store::{
 use crate::ServiceError;
 use serde::{Deserialize, Serialize};
 
-/// Name of a long job, unique in one process.
-#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Hash, Serialize, Deserialize)]
+/// Name of a long job, unique in one state folder.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, PartialOrd, Ord, Hash, Serialize, Deserialize)]
 #[serde(transparent)]
 pub struct JobId(pub u64);
 
@@ -464,8 +464,16 @@ pub struct MetricsView {
     pub jobs_succeeded_total: u64,
     /// Jobs that failed.
     pub jobs_failed_total: u64,
+    /// Jobs that were cancelled.
+    pub jobs_cancelled_total: u64,
+    /// Jobs waiting.
+    pub jobs_queued: u64,
+    /// Jobs at work.
+    pub jobs_running: u64,
     /// Requests waiting.
     pub queued: u64,
+    /// Requests that may wait.
+    pub queue_len: u64,
     /// Requests at work.
     pub running: u64,
     /// Resident memory.
@@ -474,6 +482,11 @@ pub struct MetricsView {
     pub rss_peak_bytes: u64,
     /// What the process may use.
     pub budget_bytes: u64,
+    /// What the process could grow to at this moment, its present memory included.
+    pub available_bytes: u64,
+    /// Seconds in which some task waited for memory, of the device or of a group of ours, whichever are more;
+    /// absent where the kernel does not say.
+    pub stalled_seconds_total: Option<f64>,
     /// What memory pressure makes the service give up: 0 nothing, 1 prompt caches, 2 spare room of caches, 3 pages
     /// of the model, 4 new requests, 5 the model, 6 a smaller model is made.
     pub pressure_step: u64,

@@ -9,7 +9,7 @@ use crate::api::{
     ModelView, PlanQuery, PlanView, Prompt, PruneQuery, Readiness, StatusView,
 };
 use crate::hints::{MemoryPressure, ThermalState};
-use crate::jobs::JobEvents;
+use crate::jobs::{JobEvents, Origin};
 use crate::shared::{Control, Request, Shared};
 use crate::stream::{EventStream, event_channel};
 use std::sync::Arc;
@@ -90,7 +90,9 @@ impl ServiceHandle {
     /// job's error. [`ServiceError::Conflict`] when too many jobs wait.
     pub fn start_prune(&self, query: PruneQuery) -> Result<JobId, ServiceError> {
         self.shared.check_prune(&query)?;
-        let job = self.shared.jobs().add(query)?;
+        let job = self.shared.jobs().add(Origin::Client, query)?;
+        // Before anybody is told of it.
+        self.shared.keep_jobs();
         let queued = self.shared.control(Control::Prune(job.clone()));
         if queued.is_err() {
             job.cancel();
@@ -124,6 +126,7 @@ impl ServiceHandle {
     pub fn cancel_job(&self, id: JobId) -> Result<JobView, ServiceError> {
         let job = self.shared.jobs().get(id)?;
         job.cancel();
+        self.shared.keep_jobs();
         Ok(job.view())
     }
 

@@ -2,6 +2,7 @@
 
 use crate::ServiceError;
 use crate::api::{JobEvent, JobEventKind, JobId, JobState, JobView, PlanView, ProgressView, PruneQuery};
+use crate::pending::{PendingJob, PendingJobs};
 use std::collections::{BTreeMap, VecDeque};
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
@@ -14,6 +15,11 @@ const MAX_EVENTS: usize = 256;
 const MAX_JOBS: usize = 64;
 /// Jobs that may wait at the same time.
 const MAX_QUEUED_JOBS: usize = 4;
+/// Kills of the service while one job was at work, after which it is no longer taken up: it may be their cause.
+const MAX_KILLS: u32 = 3;
+/// Events of one start of the service are numbered from a multiple of this, so that a reader that has seen those of
+/// an earlier one misses none.
+const EVENTS_PER_START: u64 = 1 << 20;
 
 /// Seconds since 1970; 0 when the clock is before that.
 pub(crate) fn unix_s() -> u64 {
@@ -33,10 +39,22 @@ struct Inner {
     last_event: u64,
 }
 
+/// Who wants a job.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(crate) enum Origin {
+    /// A client: it is gone on with after a stop or a kill of the service.
+    Client,
+    /// The service itself, which comes to it again by itself.
+    Service,
+}
+
 /// One job.
 pub(crate) struct Job {
+    origin: Origin,
     id: JobId,
     created_unix_s: u64,
+    n_starts: u32,
+    n_kills: u32,
     query: PruneQuery,
     cancel: Arc<AtomicBool>,
     inner: Mutex<Inner>,
@@ -51,7 +69,9 @@ pub(crate) enum JobEnd {
 }
 
 impl Job {
-    fn new(id: JobId, query: PruneQuery) -> Self {
+    fn new(origin: Origin, job: PendingJob) -> Self {
+        let PendingJob { id, created_unix_s, n_starts, n_kills, query } = job;
+        let last_event = u64::from(n_starts) * EVENTS_PER_START;
         let inner = Inner {
             state: JobState::Queued,
             started: None,
@@ -62,15 +82,18 @@ impl Job {
             report: None,
             error: None,
             events: VecDeque::new(),
-            last_event: 0,
+            last_event,
         };
         Self {
+            origin,
             id,
-            created_unix_s: unix_s(),
+            created_unix_s,
+            n_starts,
+            n_kills,
             query,
             cancel: Arc::new(AtomicBool::new(false)),
             inner: Mutex::new(inner),
-            last_event: watch::Sender::new(0),
+            last_event: watch::Sender::new(last_event),
         }
     }
 
@@ -166,6 +189,18 @@ impl Job {
         self.push_state(&mut inner);
     }
 
+    /// What a later start of the service must know of it; nothing when it has ended or is the service's own.
+    fn pending(&self) -> Option<PendingJob> {
+        let is_pending = self.origin == Origin::Client && !self.lock().state.is_final();
+        is_pending.then(|| PendingJob {
+            id: self.id,
+            created_unix_s: self.created_unix_s,
+            n_starts: self.n_starts,
+            n_kills: self.n_kills,
+            query: self.query.clone(),
+        })
+    }
+
     /// Asks the job to stop. A waiting one ends at once, a running one when the pruner has seen the flag.
     pub(crate) fn cancel(&self) {
         self.cancel.store(true, Ordering::Relaxed);
@@ -176,34 +211,74 @@ impl Job {
     }
 }
 
-/// All jobs of this process.
+#[derive(Default)]
+struct Jobs {
+    last_id: JobId,
+    by_id: BTreeMap<JobId, Arc<Job>>,
+}
+
+/// All jobs of this process, and those of earlier ones that had not ended.
 #[derive(Default)]
 pub(crate) struct JobRegistry {
-    jobs: Mutex<BTreeMap<JobId, Arc<Job>>>,
+    jobs: Mutex<Jobs>,
 }
 
 impl JobRegistry {
-    fn lock(&self) -> MutexGuard<'_, BTreeMap<JobId, Arc<Job>>> {
+    /// Takes up what was pending when an earlier process ended; all of it waits, but for a job during which that was
+    /// killed time and again.
+    pub(crate) fn restored(pending: PendingJobs) -> Self {
+        let PendingJobs { mut last_id, at_work, jobs } = pending;
+        let mut by_id = BTreeMap::new();
+        for mut job in jobs {
+            last_id = last_id.max(job.id);
+            job.n_starts = job.n_starts.saturating_add(1);
+            job.n_kills = job.n_kills.saturating_add(u32::from(at_work == Some(job.id)));
+            let n_kills = job.n_kills;
+            let job = Arc::new(Job::new(Origin::Client, job));
+            if MAX_KILLS <= n_kills {
+                let why =
+                    "the service was killed again and again while this job was at work; ask again to go on";
+                job.end(JobEnd::Failed(why.to_owned()));
+            }
+            by_id.insert(job.id, job);
+        }
+        Self { jobs: Mutex::new(Jobs { last_id, by_id }) }
+    }
+
+    /// What a later process must know.
+    pub(crate) fn pending(&self) -> PendingJobs {
+        let jobs = self.lock();
+        let at_work = jobs.by_id.values().find(|job| job.lock().state == JobState::Running);
+        PendingJobs {
+            last_id: jobs.last_id,
+            at_work: at_work.map(|job| job.id),
+            jobs: jobs.by_id.values().filter_map(|job| job.pending()).collect(),
+        }
+    }
+
+    fn lock(&self) -> MutexGuard<'_, Jobs> {
         self.jobs.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
     /// Makes a job that waits.
     /// # Errors
-    /// [`ServiceError::Conflict`] when too many jobs wait.
-    pub(crate) fn add(&self, query: PruneQuery) -> Result<Arc<Job>, ServiceError> {
+    /// [`ServiceError::Conflict`] when too many jobs of clients wait.
+    pub(crate) fn add(&self, origin: Origin, query: PruneQuery) -> Result<Arc<Job>, ServiceError> {
         let mut jobs = self.lock();
-        let waiting = jobs.values().filter(|job| job.lock().state == JobState::Queued).count();
-        if MAX_QUEUED_JOBS <= waiting {
+        let waiting = jobs.by_id.values().filter(|job| job.lock().state == JobState::Queued).count();
+        if origin == Origin::Client && MAX_QUEUED_JOBS <= waiting {
             let message = format!("{waiting} jobs are waiting already; cancel one or try again later");
             return Err(ServiceError::Conflict { message });
         }
-        let id = JobId(jobs.last_key_value().map_or(1, |(last, _)| last.0 + 1));
-        let job = Arc::new(Job::new(id, query));
-        jobs.insert(id, job.clone());
-        while MAX_JOBS < jobs.len() {
-            let oldest = jobs.iter().find(|(_, job)| job.lock().state.is_final()).map(|(id, _)| *id);
+        let id = JobId(jobs.last_id.0 + 1);
+        let job = PendingJob { id, created_unix_s: unix_s(), query, ..PendingJob::default() };
+        let job = Arc::new(Job::new(origin, job));
+        jobs.last_id = id;
+        jobs.by_id.insert(id, job.clone());
+        while MAX_JOBS < jobs.by_id.len() {
+            let oldest = jobs.by_id.iter().find(|(_, job)| job.lock().state.is_final()).map(|(id, _)| *id);
             let Some(oldest) = oldest else { break };
-            jobs.remove(&oldest);
+            jobs.by_id.remove(&oldest);
         }
         Ok(job)
     }
@@ -212,12 +287,24 @@ impl JobRegistry {
     /// # Errors
     /// [`ServiceError::JobNotFound`].
     pub(crate) fn get(&self, id: JobId) -> Result<Arc<Job>, ServiceError> {
-        self.lock().get(&id).cloned().ok_or(ServiceError::JobNotFound { id: id.0 })
+        self.lock().by_id.get(&id).cloned().ok_or(ServiceError::JobNotFound { id: id.0 })
     }
 
     /// All jobs, oldest first.
     pub(crate) fn all(&self) -> Vec<Arc<Job>> {
-        self.lock().values().cloned().collect()
+        self.lock().by_id.values().cloned().collect()
+    }
+
+    /// Jobs of earlier processes that wait, oldest first.
+    pub(crate) fn interrupted(&self) -> Vec<Arc<Job>> {
+        let is_interrupted = |job: &Arc<Job>| 0 < job.n_starts && job.lock().state == JobState::Queued;
+        self.all().into_iter().filter(is_interrupted).collect()
+    }
+
+    /// How many jobs wait, and how many are at work.
+    pub(crate) fn n_unfinished(&self) -> (u64, u64) {
+        let n = |state| self.all().iter().filter(|job| job.lock().state == state).count() as u64;
+        (n(JobState::Queued), n(JobState::Running))
     }
 
     /// The job at work.
@@ -291,7 +378,7 @@ mod tests {
     #[tokio::test]
     async fn readers_join_at_any_number_and_end_with_the_job() {
         let registry = JobRegistry::default();
-        let job = registry.add(PruneQuery::default()).unwrap();
+        let job = registry.add(Origin::Client, PruneQuery::default()).unwrap();
         job.start();
         for layer_idx in 0..3 {
             job.progress(progress(layer_idx));
@@ -319,7 +406,7 @@ mod tests {
 
     #[tokio::test]
     async fn the_ring_keeps_the_newest_events() {
-        let job = JobRegistry::default().add(PruneQuery::default()).unwrap();
+        let job = JobRegistry::default().add(Origin::Client, PruneQuery::default()).unwrap();
         job.start();
         for layer_idx in 0..2 * MAX_EVENTS {
             job.progress(progress(layer_idx));
@@ -332,17 +419,56 @@ mod tests {
     #[test]
     fn a_waiting_job_is_cancelled_at_once_and_too_many_are_refused() {
         let registry = JobRegistry::default();
-        let jobs: Vec<_> =
-            (0..MAX_QUEUED_JOBS).map(|_| registry.add(PruneQuery::default()).unwrap()).collect();
-        assert!(matches!(registry.add(PruneQuery::default()), Err(ServiceError::Conflict { .. })));
+        let jobs: Vec<_> = (0..MAX_QUEUED_JOBS)
+            .map(|_| registry.add(Origin::Client, PruneQuery::default()).unwrap())
+            .collect();
+        assert!(matches!(
+            registry.add(Origin::Client, PruneQuery::default()),
+            Err(ServiceError::Conflict { .. })
+        ));
         jobs[0].cancel();
         assert_eq!(jobs[0].view().state, JobState::Cancelled);
         for _ in 0..3 * MAX_JOBS {
-            let job = registry.add(PruneQuery::default()).unwrap();
+            let job = registry.add(Origin::Client, PruneQuery::default()).unwrap();
             job.cancel();
         }
         assert_eq!(registry.all().len(), MAX_JOBS);
         assert!(registry.get(jobs[1].id()).is_ok(), "a job that waits is not forgotten");
         assert!(registry.get(jobs[0].id()).is_err());
+    }
+
+    #[tokio::test]
+    async fn what_was_pending_keeps_its_number_and_its_readers() {
+        let registry = JobRegistry::default();
+        let queries = [PruneQuery { seed: Some(1), ..PruneQuery::default() }, PruneQuery::default()];
+        let jobs = queries.map(|query| registry.add(Origin::Client, query).unwrap());
+        let own = registry.add(Origin::Service, PruneQuery::default()).unwrap();
+        jobs[0].start();
+        jobs[0].progress(progress(0));
+        let mut pending = registry.pending();
+        assert_eq!((pending.last_id, pending.at_work), (own.id, Some(jobs[0].id)));
+        for n_kills in 1..=MAX_KILLS {
+            let registry = JobRegistry::restored(pending);
+            let states: Vec<_> = registry.all().iter().map(|job| (job.id.0, job.view().state)).collect();
+            let first = if n_kills < MAX_KILLS { JobState::Queued } else { JobState::Failed };
+            assert_eq!(states, [(1, first), (2, JobState::Queued)], "after {n_kills} kills");
+            let job = registry.get(JobId(1)).unwrap();
+            assert_eq!(job.query().seed, Some(1));
+            if n_kills < MAX_KILLS {
+                // A reader that has seen thousands of events in the process before.
+                let mut events = JobEvents::new(job.clone(), Some(5000));
+                job.start();
+                assert!(matches!(events.next().await.unwrap().kind, JobEventKind::State(_)));
+            }
+            let newest = registry.add(Origin::Client, PruneQuery::default()).unwrap();
+            assert_eq!(newest.id(), JobId(3 + u64::from(n_kills)), "no number is given twice");
+            pending = registry.pending();
+            pending.jobs.truncate(2);
+        }
+        assert_eq!(pending.jobs[0].id, JobId(2), "what has ended is not pending");
+        // A stop in good order is no kill, and the job that waited was not at work.
+        let waiting = PendingJobs { at_work: None, ..pending };
+        let again = JobRegistry::restored(waiting).pending();
+        assert_eq!((again.jobs[0].n_kills, again.jobs[0].n_starts), (0, MAX_KILLS + 1));
     }
 }

@@ -21,6 +21,7 @@ mod hints;
 mod jobs;
 mod opened;
 mod options;
+mod pending;
 mod pressure;
 mod pruning;
 mod queries;

@@ -5,6 +5,7 @@ use crate::ServiceError;
 use crate::api::{PruneQuery, Readiness};
 use crate::budget::Budget;
 use crate::hints::MemoryPressure;
+use crate::jobs::Origin;
 use crate::options::PressureResponse;
 use crate::shared::{Control, Shared};
 use crate::worker::Worker;
@@ -104,7 +105,7 @@ impl Worker {
             activate: true,
             ..PruneQuery::default()
         };
-        match self.shared.jobs().add(query) {
+        match self.shared.jobs().add(Origin::Service, query) {
             Ok(job) => {
                 tracing::warn!(job = %job.id(), budget_bytes = budget.bytes(), "making a smaller model");
                 if self.shared.control(Control::Prune(job.clone())).is_err() {

@@ -4,17 +4,19 @@ use crate::ServiceError;
 use crate::api::{EmbeddingView, MetricsView, ModelView, Readiness, StatusView};
 use crate::budget::resident_bytes;
 use crate::catalog::Known;
+use crate::convert::error_chain;
 use crate::handle::Heartbeat;
 use crate::hints::{Hints, MemoryPressure};
 use crate::jobs::{Job, JobRegistry};
 use crate::options::ServiceOptions;
+use crate::pending::PendingJobs;
 use crate::pressure::RETRY_AFTER;
 use crate::queue::{PushError, Queue};
 use crate::served::{PreparedRequest, Served};
 use crate::stream::EventSink;
-use secateur_memory::PressureStep;
+use secateur_memory::{PressureSample, PressureStep, ProbeRoot, probe};
 use secateur_store::Store;
-use std::path::PathBuf;
+use std::path::{Path, PathBuf};
 use std::sync::atomic::{AtomicBool, AtomicU64, AtomicUsize, Ordering};
 use std::sync::{Arc, Mutex, MutexGuard, OnceLock, PoisonError, RwLock};
 use std::time::{Duration, Instant};
@@ -42,6 +44,8 @@ pub(crate) enum Control {
 /// What requests are told while the model is let go of.
 const RELEASED: &str =
     "the device is short of memory, so the model was let go of; it comes back when that is over";
+/// Work folders, and the file of pending jobs.
+const JOBS_DIR: &str = "jobs";
 /// Bounds of the wait a full queue asks of its clients.
 const RETRY_AFTER_S: std::ops::RangeInclusive<f64> = 1.0..=60.0;
 /// How much the newest request weighs in the mean duration.
@@ -75,6 +79,8 @@ pub(crate) struct Shared {
     last_served: Mutex<Option<String>>,
     queue: Queue<Request, Control>,
     jobs: JobRegistry,
+    /// Held while the file of pending jobs is written.
+    jobs_file: Mutex<()>,
     readiness: watch::Sender<Readiness>,
     /// Another model is about to take the place of the served one.
     swapping: watch::Sender<bool>,
@@ -92,6 +98,10 @@ pub(crate) struct Shared {
 
 impl Shared {
     pub(crate) fn new(options: ServiceOptions, store: Store, budget_bytes: u64, n_threads: usize) -> Self {
+        let pending = PendingJobs::read(&pending_file(&options.state_dir)).unwrap_or_else(|error| {
+            tracing::warn!(error = error_chain(&error), "jobs that were interrupted are given up");
+            PendingJobs::default()
+        });
         Self {
             started: Instant::now(),
             budget_bytes,
@@ -101,7 +111,8 @@ impl Shared {
             last_served: Mutex::new(None),
             queue: Queue::new(options.queue_len),
             options,
-            jobs: JobRegistry::default(),
+            jobs: JobRegistry::restored(pending),
+            jobs_file: Mutex::new(()),
             readiness: watch::Sender::new(Readiness::Starting),
             swapping: watch::Sender::new(false),
             served: RwLock::new(None),
@@ -151,7 +162,34 @@ impl Shared {
 
     /// Folder for the unfinished work of jobs.
     pub(crate) fn jobs_dir(&self) -> PathBuf {
-        self.options.state_dir.join("jobs")
+        self.options.state_dir.join(JOBS_DIR)
+    }
+
+    /// Brings the file of pending jobs up to date. A stop cancels all jobs but is not their end: what is in the file
+    /// when it begins stays there.
+    pub(crate) fn keep_jobs(&self) {
+        let _guard = self.jobs_file.lock().unwrap_or_else(PoisonError::into_inner);
+        let pending = self.jobs.pending();
+        // Looked at after the jobs: the queue is closed before they are cancelled.
+        if !self.queue.is_closed() {
+            self.write_pending(&pending);
+        }
+    }
+
+    /// Notes at the end that no job was at work when the service was killed, because it was not.
+    pub(crate) fn keep_no_job_at_work(&self) {
+        let _guard = self.jobs_file.lock().unwrap_or_else(PoisonError::into_inner);
+        match PendingJobs::read(&pending_file(&self.options.state_dir)) {
+            Ok(PendingJobs { at_work: None, .. }) => {}
+            Ok(pending) => self.write_pending(&PendingJobs { at_work: None, ..pending }),
+            Err(error) => tracing::debug!(error = error_chain(&error), "no file of pending jobs"),
+        }
+    }
+
+    fn write_pending(&self, pending: &PendingJobs) {
+        if let Err(error) = pending.write(&pending_file(&self.options.state_dir)) {
+            tracing::warn!(error = error_chain(&error), "jobs would not survive a restart");
+        }
     }
 
     pub(crate) fn queue(&self) -> &Queue<Request, Control> {
@@ -367,7 +405,15 @@ impl Shared {
         let view = self.counters().view;
         let served = self.served.read().unwrap_or_else(PoisonError::into_inner);
         let (rss_bytes, rss_peak_bytes) = resident_bytes();
+        let sample = probe(&ProbeRoot::host()).ok().map(|status| PressureSample::of(&status, false));
+        let sample = sample.unwrap_or_default();
+        let (jobs_queued, jobs_running) = self.jobs.n_unfinished();
         MetricsView {
+            available_bytes: sample.available_bytes,
+            stalled_seconds_total: sample.stalled_us.map(|stalled_us| stalled_us as f64 / 1e6),
+            jobs_queued,
+            jobs_running,
+            queue_len: self.queue.max_requests() as u64,
             queued: self.queue.n_requests() as u64,
             rss_bytes,
             rss_peak_bytes,
@@ -378,6 +424,10 @@ impl Shared {
             ..view
         }
     }
+}
+
+fn pending_file(state_dir: &Path) -> PathBuf {
+    state_dir.join(JOBS_DIR).join("pending.json")
 }
 
 /// While it lives, requests wait for the next model.

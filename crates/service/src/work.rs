@@ -7,7 +7,7 @@ use crate::calibration::{Calibration, CalibrationText};
 use crate::catalog::{Known, all_models, find_model, stored_model};
 use crate::convert::{error_chain, io_error};
 use crate::hints::Pacer;
-use crate::jobs::{Job, JobEnd, unix_s};
+use crate::jobs::{Job, JobEnd, Origin, unix_s};
 use crate::opened::OpenModel;
 use crate::pruning::{Finished, Prepared, PruneSettings, Run, run};
 use crate::shared::{Control, Shared};
@@ -17,7 +17,6 @@ use secateur_prune::MOMENTS_RUNG;
 use secateur_store::{CalibrationRecord, Draft, Entry, SourceRecord};
 use std::collections::BTreeMap;
 use std::fs;
-use std::io::Write;
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
 use std::time::{Duration, Instant, SystemTime};
@@ -29,47 +28,21 @@ const MAX_YIELD: Duration = Duration::from_secs(30);
 const MAX_WORK_DIRS: usize = 4;
 
 impl Worker {
-    /// Runs a job that was asked for. Its request is kept until it has ended by itself or was cancelled, so that a
-    /// service that is stopped or killed goes on with it after its next start.
-    pub(crate) fn run_asked_job(&mut self, job: &Arc<Job>) {
-        let path = pending_file(&self.shared.jobs_dir());
-        if let Err(error) = keep_pending(&path, job.query()) {
-            tracing::warn!(error = error_chain(&error), "the job would not survive a restart");
-        }
-        self.run_job(job);
-        if !self.shared.queue().is_closed()
-            && let Err(error) = fs::remove_file(&path)
-        {
-            tracing::debug!(%error, "no request to forget");
-        }
-    }
-
-    /// Queues again what a stop interrupted.
+    /// Queues again what a stop or a kill interrupted.
     pub(crate) fn take_up_pending(&self) {
-        let path = pending_file(&self.shared.jobs_dir());
-        let Ok(text) = fs::read(&path) else { return };
-        let query = serde_json::from_slice::<PruneQuery>(&text).ok().filter(|query| {
-            let checked = self.shared.check_prune(query);
-            checked
-                .inspect_err(|error| {
-                    tracing::warn!(error = error_chain(error), "an interrupted job is given up")
-                })
-                .is_ok()
-        });
-        let Some(query) = query else {
-            // It is of no use to anybody.
-            let _ = fs::remove_file(&path);
-            return;
-        };
-        match self.shared.jobs().add(query) {
-            Ok(job) => {
-                tracing::info!(job = %job.id(), "taking up a job that was interrupted");
-                if self.shared.control(Control::Prune(job.clone())).is_err() {
-                    job.cancel();
-                }
+        for job in self.shared.jobs().interrupted() {
+            if let Err(error) = self.shared.check_prune(job.query()) {
+                let error = error_chain(&error);
+                tracing::warn!(job = %job.id(), error, "an interrupted job is given up");
+                job.end(JobEnd::Failed(error));
+                continue;
             }
-            Err(error) => tracing::warn!(error = error_chain(&error), "an interrupted job is given up"),
+            tracing::info!(job = %job.id(), "taking up a job that was interrupted");
+            if self.shared.control(Control::Prune(job.clone())).is_err() {
+                job.cancel();
+            }
         }
+        self.shared.keep_jobs();
     }
 
     /// Runs a job to its end; a failure is the job's, not the service's.
@@ -78,6 +51,7 @@ impl Worker {
             return;
         }
         job.start();
+        self.shared.keep_jobs();
         let end = match self.prune_job(job) {
             Ok(end) => end,
             Err(ServiceError::Cancelled) => JobEnd::Cancelled,
@@ -90,10 +64,17 @@ impl Worker {
                 counters.view.jobs_failed_total += 1;
                 tracing::warn!(job = %job.id(), error, "a job failed");
             }
-            JobEnd::Cancelled => tracing::info!(job = %job.id(), "a job was cancelled"),
+            JobEnd::Cancelled => {
+                counters.view.jobs_cancelled_total += 1;
+                tracing::info!(job = %job.id(), "a job was cancelled");
+            }
         }
         drop(counters);
         job.end(end);
+        self.shared.keep_jobs();
+        if self.shared.queue().is_closed() {
+            self.shared.keep_no_job_at_work();
+        }
     }
 
     fn prune_job(&mut self, job: &Arc<Job>) -> Result<JobEnd, ServiceError> {
@@ -190,7 +171,10 @@ impl Worker {
 
     /// Prunes the base model and serves the result; a result made earlier is served at once.
     pub(crate) fn serve_pruned(&mut self) -> Result<(), ServiceError> {
-        let job = self.shared.jobs().add(PruneQuery { activate: true, ..PruneQuery::default() })?;
+        let job = self
+            .shared
+            .jobs()
+            .add(Origin::Service, PruneQuery { activate: true, ..PruneQuery::default() })?;
         self.run_job(&job);
         let view = job.view();
         match view.state {
@@ -308,16 +292,6 @@ pub(crate) fn prune_settings(base: &PruneSettings, query: &PruneQuery) -> PruneS
     }
     settings.calibration.tokens = query.calibration_tokens.or(settings.calibration.tokens);
     settings
-}
-
-/// The request of the job at work.
-fn pending_file(jobs_dir: &Path) -> PathBuf {
-    jobs_dir.join("pending.json")
-}
-
-fn keep_pending(path: &Path, query: &PruneQuery) -> Result<(), ServiceError> {
-    let text = serde_json::to_vec(query).map_err(|error| crate::convert::internal(&error))?;
-    secateur_prune::write_atomic(path, |file| file.write_all(&text)).map_err(|error| io_error(path, error))
 }
 
 /// Removes all but the newest work folders.

@@ -120,7 +120,7 @@ impl Worker {
 
     fn control(&mut self, control: Control) {
         match control {
-            Control::Prune(job) => self.run_asked_job(&job),
+            Control::Prune(job) => self.run_job(&job),
             Control::Activate { id, reply } => {
                 let result = self.activate(&id);
                 // The caller may have gone.

@@ -261,7 +261,16 @@ impl Backend for Fake {
     }
 
     fn metrics(&self) -> MetricsView {
-        MetricsView { requests_total: 5, generated_tokens_total: 42, rss_bytes: 77, ..MetricsView::default() }
+        MetricsView {
+            requests_total: 5,
+            generated_tokens_total: 42,
+            rss_bytes: 77,
+            queue_len: 16,
+            jobs_running: 1,
+            pressure_step: 2,
+            stalled_seconds_total: Some(1.5),
+            ..MetricsView::default()
+        }
     }
 
     fn memory(&self) -> Result<MemoryView, ServiceError> {

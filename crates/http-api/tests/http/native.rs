@@ -6,6 +6,7 @@ use axum::http::StatusCode;
 use secateur_service::ServiceError;
 use secateur_service::api::{JobId, Readiness};
 use serde_json::json;
+use std::collections::BTreeSet;
 
 #[tokio::test]
 async fn looking_around() {
@@ -176,6 +177,10 @@ async fn metrics_are_prometheus_text_with_bounded_labels() {
         "secateur_requests_total 5",
         "secateur_generated_tokens_total 42",
         "secateur_resident_memory_bytes 77",
+        "secateur_queue_places 16",
+        "secateur_jobs_running 1",
+        "secateur_memory_pressure_step 2",
+        "secateur_memory_stalled_seconds_total 1.5",
         "# TYPE secateur_http_requests_total counter",
         "secateur_http_requests_total{method=\"GET\",route=\"/v1/models/{id}\",status=\"404\"} 1",
         "secateur_http_requests_total{method=\"GET\",route=\"other\",status=\"404\"} 1",
@@ -185,8 +190,56 @@ async fn metrics_are_prometheus_text_with_bounded_labels() {
         assert!(page.text.lines().any(|found| found == line), "{line} in\n{}", page.text);
     }
     assert!(!page.text.contains("some-name") && !page.text.contains("made") && !page.text.contains("secret"));
-    for line in page.text.lines().filter(|line| !line.starts_with('#')) {
-        let value = line.rsplit(' ').next().unwrap();
-        assert!(value.parse::<f64>().is_ok(), "{line}");
+    let faults = metric_faults(&page.text);
+    assert!(faults.is_empty(), "{faults:#?} in\n{}", page.text);
+    for family in ["requests", "queue", "tokens", "memory", "pressure", "jobs", "http", "token_seconds"] {
+        let is_there = page.text.lines().any(|line| line.starts_with("# TYPE") && line.contains(family));
+        assert!(is_there, "{family} in\n{}", page.text);
     }
+}
+
+/// What a linter of Prometheus' text format would say: each family is described before its series and whole, its name
+/// has the form its type wants, no series comes twice, values are numbers.
+fn metric_faults(page: &str) -> Vec<String> {
+    let mut faults = Vec::new();
+    let (mut helped, mut family, mut seen) =
+        (String::new(), (String::new(), String::new()), BTreeSet::<String>::new());
+    for line in page.lines() {
+        let mut fault = |what: &str| faults.push(format!("{what}: {line}"));
+        if let Some(rest) = line.strip_prefix("# HELP ") {
+            let (name, help) = rest.split_once(' ').unwrap_or((rest, ""));
+            helped = name.to_owned();
+            if help.is_empty() {
+                fault("no help");
+            }
+        } else if let Some(rest) = line.strip_prefix("# TYPE ") {
+            let (name, kind) = rest.split_once(' ').unwrap_or((rest, ""));
+            let is_plain = |c: char| c.is_ascii_lowercase() || c == '_';
+            if name != helped || !name.starts_with("secateur_") || !name.chars().all(is_plain) {
+                fault("name");
+            }
+            let fits = match kind {
+                "counter" => name.ends_with("_total"),
+                "gauge" => !name.ends_with("_total"),
+                "histogram" => name.ends_with("_seconds"),
+                _ => false,
+            };
+            if !fits || !seen.insert(rest.to_owned()) {
+                fault("type");
+            }
+            family = (name.to_owned(), kind.to_owned());
+        } else {
+            let (series, value) = line.rsplit_once(' ').unwrap_or((line, ""));
+            let name = series.split('{').next().unwrap_or_default();
+            let suffixes: &[&str] =
+                if family.1 == "histogram" { &["_bucket", "_sum", "_count"] } else { &[""] };
+            if !suffixes.iter().any(|suffix| name == format!("{}{suffix}", family.0)) {
+                fault("not of the family above");
+            }
+            if value.parse::<f64>().is_err() || !seen.insert(series.to_owned()) {
+                fault("value or double series");
+            }
+        }
+    }
+    faults
 }
