@@ -181,6 +181,8 @@ def main():
             function()
             if not os.path.exists(f"/proc/{pid}"):
                 sys.exit(f"the process died in {function.__name__}: {FAULTS[-3:]}")
+        # The service looks every 2 s whether it has something to give back.
+        time.sleep(5)
         after = resident(pid)
         print(f"round {number}: {next(COUNT)} requests, {after} KiB resident")
         # What a first round leaves (grammar tables, caches) is there to stay; a second one must not add to it.

@@ -3,6 +3,7 @@
     python soak.py soak  URL PID [N]      N (10000) requests at 8 streams: none lost, memory flat
     python soak.py leave URL PID          clients that leave stop their work at once
     python soak.py swap  URL ID ID [S]    two models take turns under load for S (20) seconds: not one request fails
+    python soak.py idle  URL PID          no model: little memory is resident, also after a visit
     python soak.py drain URL PID          8 open streams, SIGTERM: all end with an event, the process within 5 s
 
 Only the standard library is needed.
@@ -155,6 +156,20 @@ def swap(url, one, two, seconds=20):
     return not failed and n_swaps > 2
 
 
+def idle(url, pid):
+    """The service looks every 2 s whether it has something to give back."""
+    marks = []
+    for visit in ((), ("/", "/page.js", "/api/v1/status", "/api/v1/memory", "/api/v1/models", "/metrics", "/openapi.json", "/docs")):
+        for path in visit:
+            get(url, path)
+        time.sleep(7)
+        marks.append(resident(pid))
+    with open(f"/proc/{pid}/status") as status:
+        peak = next(line.split()[1] for line in status if line.startswith("VmHWM:"))
+    print(f"without a model: {marks[0]} KiB resident, {marks[1]} KiB after a visit to the page; peak {peak} KiB")
+    return max(marks) < 12 * 1024
+
+
 def drain(url, pid):
     pid, ends = int(pid), []
 
@@ -188,6 +203,6 @@ def drain(url, pid):
 
 
 if __name__ == "__main__":
-    if len(sys.argv) < 4 or sys.argv[1] not in ("soak", "leave", "swap", "drain"):
+    if len(sys.argv) < 4 or sys.argv[1] not in ("soak", "leave", "swap", "idle", "drain"):
         sys.exit(__doc__)
     sys.exit(0 if globals()[sys.argv[1]](*sys.argv[2:]) else 1)

@@ -18,6 +18,7 @@ mod convert;
 mod error;
 mod handle;
 mod hints;
+mod housekeeping;
 mod jobs;
 mod opened;
 mod options;

@@ -5,6 +5,7 @@ use crate::ServiceError;
 use crate::api::{PruneQuery, Readiness};
 use crate::budget::Budget;
 use crate::hints::MemoryPressure;
+use crate::housekeeping::Housekeeping;
 use crate::jobs::Origin;
 use crate::options::PressureResponse;
 use crate::shared::{Control, Shared};
@@ -33,6 +34,7 @@ fn watch(shared: &Weak<Shared>, response: PressureResponse) {
     let (started, root) = (Instant::now(), ProbeRoot::host());
     let watch = if response == PressureResponse::GiveUp { PressureWatch::start() } else { None };
     let mut ladder = PressureLadder::default();
+    let mut housekeeping = Housekeeping::default();
     loop {
         let triggered = match &watch {
             Some(watch) if watch.is_alive() => watch.wait(INTERVAL),
@@ -54,6 +56,7 @@ fn watch(shared: &Weak<Shared>, response: PressureResponse) {
                 shared.set_pressure(step);
             }
         }
+        housekeeping.look(&shared, &status.process);
         if triggered {
             // The kernel speaks at most once in a window; more often is only noise.
             std::thread::sleep(INTERVAL / 4);
