@@ -15,6 +15,8 @@ mod apple;
 mod c_abi;
 mod config;
 mod error;
+#[cfg(any(target_os = "linux", target_os = "android"))]
+mod hidden;
 mod instance;
 #[cfg(not(target_vendor = "apple"))]
 pub mod java;

@@ -41,6 +41,7 @@ struct seen {
   int stop_after;
   int reentrant; // the code that waiting calls gave inside the callback
   int light;     // the code that light calls gave inside the callback
+  uint64_t cancel; // handle to cancel inside the callback
 };
 
 static int32_t on_text(void *context, const char *bytes, size_t len) {
@@ -58,6 +59,7 @@ static int32_t on_text(void *context, const char *bytes, size_t len) {
     EXPECT(SECATEUR_CODE_REENTRANT, secateur_generate(seen->handle, REQUEST, NULL, NULL, NULL));
     seen->light = secateur_status(seen->handle, NULL);
   }
+  if (seen->cancel) EXPECT(OK, secateur_cancel(seen->cancel));
   return seen->stop_after && (int)seen->calls >= seen->stop_after;
 }
 
@@ -118,6 +120,9 @@ static void the_way_of_an_app(const char *model, const char *state) {
   struct seen impatient = {.stop_after = 1};
   EXPECT(SECATEUR_CODE_CANCELLED, secateur_generate(handle, LONG, on_text, &impatient, &json));
   CHECK(impatient.calls == 1 && json == NULL);
+  // A light call that ends the very call it is made from.
+  struct seen quitter = {.cancel = handle};
+  EXPECT(SECATEUR_CODE_CANCELLED, secateur_generate(handle, LONG, on_text, &quitter, NULL));
 
   struct seen events = {0};
   const char *prune = "{\"ratio\":0.3,\"calibration_tokens\":512,\"activate\":true}";
