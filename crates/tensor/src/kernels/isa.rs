@@ -1,9 +1,9 @@
 //! Which instruction set runs the kernels, found once at run time.
 
-#[cfg(target_arch = "aarch64")]
-use super::simd::Neon;
 #[cfg(target_arch = "x86_64")]
 use super::simd::{Avx2, Avx512};
+#[cfg(target_arch = "aarch64")]
+use super::simd::{BASE, DOT, I8MM, Neon};
 use super::simd::{Portable, Simd};
 use std::sync::OnceLock;
 
@@ -26,9 +26,11 @@ pub(crate) enum Isa {
     #[cfg(target_arch = "x86_64")]
     Avx512Vnni(Avx512<true>),
     #[cfg(target_arch = "aarch64")]
-    Neon(Neon<false>),
+    Neon(Neon<BASE>),
     #[cfg(target_arch = "aarch64")]
-    NeonDot(Neon<true>),
+    NeonDot(Neon<DOT>),
+    #[cfg(target_arch = "aarch64")]
+    NeonI8mm(Neon<I8MM>),
 }
 
 impl Isa {
@@ -53,6 +55,7 @@ impl Isa {
         {
             all.extend(Neon::new().map(Self::Neon));
             all.extend(Neon::new().map(Self::NeonDot));
+            all.extend(Neon::new().map(Self::NeonI8mm));
         }
         all
     }
@@ -73,6 +76,8 @@ impl Isa {
             Self::Neon(_) => "neon",
             #[cfg(target_arch = "aarch64")]
             Self::NeonDot(_) => "neon+dotprod",
+            #[cfg(target_arch = "aarch64")]
+            Self::NeonI8mm(_) => "neon+dotprod+i8mm",
         }
     }
 
@@ -93,6 +98,8 @@ impl Isa {
             Self::Neon(simd) => simd.call(kernel),
             #[cfg(target_arch = "aarch64")]
             Self::NeonDot(simd) => simd.base().call(kernel),
+            #[cfg(target_arch = "aarch64")]
+            Self::NeonI8mm(simd) => simd.base().call(kernel),
         }
     }
 
@@ -106,6 +113,8 @@ impl Isa {
             Self::Avx512Vnni(simd) => simd.call(kernel),
             #[cfg(target_arch = "aarch64")]
             Self::NeonDot(simd) => simd.call(kernel),
+            #[cfg(target_arch = "aarch64")]
+            Self::NeonI8mm(simd) => simd.call(kernel),
             other => other.dispatch(kernel),
         }
     }

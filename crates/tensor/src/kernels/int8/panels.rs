@@ -254,7 +254,6 @@ impl Tile {
 /// Adds the products of one group: integers first, then one multiplication by both scales.
 /// # Safety
 /// `n_steps` is [`STEPS`]; one group of a strip and one of a panel can be read.
-#[expect(clippy::needless_range_loop, reason = "indices keep the sums in registers, iterators spill them")]
 #[inline(always)]
 unsafe fn add_group<S: Simd>(
     simd: S,
@@ -263,21 +262,8 @@ unsafe fn add_group<S: Simd>(
     panel: *const f32,
     sums: &mut [[S::F; NV]; STRIP],
 ) {
-    let mut products = [[simd.zero_a(); NV]; STRIP];
-    let (mut quants, mut nibbles) = (strip.cast::<i8>(), panel.cast::<u8>());
-    for _ in 0..n_steps {
-        // SAFETY: a step of the panel has `NV * LANES` times four bytes.
-        let row: [S::P; NV] = unsafe { [simd.load_p(nibbles), simd.load_p(nibbles.add(S::LANES * 4))] };
-        for token in 0..STRIP {
-            // SAFETY: a step of the strip has `STRIP` times four bytes.
-            let x = unsafe { simd.splat_p(quants.add(token * 4)) };
-            for v in 0..NV {
-                products[token][v] = simd.step(products[token][v], row[v], x);
-            }
-        }
-        quants = quants.wrapping_add(STRIP * 4);
-        nibbles = nibbles.wrapping_add(NV * S::LANES * 4);
-    }
+    // SAFETY: the caller vouches for the group, which begins with the bytes of all steps.
+    let products: [[S::A; NV]; STRIP] = unsafe { simd.steps(n_steps, strip.cast(), panel.cast()) };
     // SAFETY: behind the nibbles lie `NV * LANES` scales and as many offsets, behind the bytes `STRIP` scales and sums.
     unsafe {
         let scales = panel.add(STEPS * NV * S::LANES);

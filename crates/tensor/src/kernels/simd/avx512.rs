@@ -58,6 +58,8 @@ impl<const VNNI: bool> Simd for Avx512<VNNI> {
 
     #[inline]
     fn call<K: Kernel>(self, kernel: K) -> K::Output {
+        #[cfg(test)]
+        crate::kernels::tests::coverage::note::<Self, K>();
         // SAFETY: `self` proves that the CPU has the features.
         unsafe { if VNNI { run_vnni(self, kernel) } else { run(self, kernel) } }
     }

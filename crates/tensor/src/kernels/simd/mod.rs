@@ -20,7 +20,7 @@ pub(crate) use avx2::Avx2;
 #[cfg(target_arch = "x86_64")]
 pub(crate) use avx512::Avx512;
 #[cfg(target_arch = "aarch64")]
-pub(crate) use neon::Neon;
+pub(crate) use neon::{BASE, DOT, I8MM, Neon};
 pub(crate) use portable::Portable;
 
 /// The most lanes of any instruction set.
@@ -273,4 +273,50 @@ pub(crate) trait Simd: Copy + Send + Sync + 'static {
     fn step(self, sums: Self::A, nibbles: Self::P, x: Self::P) -> Self::A;
     /// The sum of each lane.
     fn finish(self, sums: Self::A) -> Self::I;
+    /// Products of `T` tokens with `V` vectors of weight rows over `n_steps` times four columns: `[n_steps][T][4]` bytes at
+    /// `quants`, `[n_steps][V][LANES][4]` bytes 0..=15 at `nibbles`; at most [`STEPS`] steps.
+    /// # Safety
+    /// All of them can be read.
+    #[inline(always)]
+    unsafe fn steps<const T: usize, const V: usize>(
+        self,
+        n_steps: usize,
+        quants: *const i8,
+        nibbles: *const u8,
+    ) -> [[Self::A; V]; T] {
+        // SAFETY: as the caller vouches.
+        unsafe { steps(self, n_steps, quants, nibbles) }
+    }
+}
+
+/// [`Simd::steps`] by [`Simd::step`].
+/// # Safety
+/// As there.
+#[expect(clippy::needless_range_loop, reason = "indices keep the sums in registers, iterators spill them")]
+#[inline(always)]
+unsafe fn steps<S: Simd, const T: usize, const V: usize>(
+    simd: S,
+    n_steps: usize,
+    mut quants: *const i8,
+    mut nibbles: *const u8,
+) -> [[S::A; V]; T] {
+    let mut products = [[simd.zero_a(); V]; T];
+    for _ in 0..n_steps {
+        // SAFETY: a step of the panel has `V * LANES` times four bytes.
+        let mut row = unsafe { [simd.load_p(nibbles); V] };
+        for v in 1..V {
+            // SAFETY: as above.
+            row[v] = unsafe { simd.load_p(nibbles.add(v * S::LANES * 4)) };
+        }
+        for token in 0..T {
+            // SAFETY: a step of the strip has `T` times four bytes.
+            let x = unsafe { simd.splat_p(quants.add(token * 4)) };
+            for v in 0..V {
+                products[token][v] = simd.step(products[token][v], row[v], x);
+            }
+        }
+        quants = quants.wrapping_add(T * 4);
+        nibbles = nibbles.wrapping_add(V * S::LANES * 4);
+    }
+    products
 }

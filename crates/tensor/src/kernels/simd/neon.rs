@@ -1,34 +1,49 @@
-//! Four lanes: aarch64, where NEON is part of the baseline, with the dot product instructions where there are some.
+//! Four lanes: aarch64, where NEON is part of the baseline, with the instructions for products of bytes that there are.
 
-use super::{Kernel, Simd};
+use super::{Kernel, Simd, steps};
 use std::arch::aarch64::*;
 use std::arch::{asm, is_aarch64_feature_detected};
 
-/// Proof that the CPU has NEON, and with `DOT` also `sdot`.
-#[derive(Clone, Copy, Debug)]
-pub(crate) struct Neon<const DOT: bool>(());
+/// Products of bytes by what every CPU has: `smull`, `smlal` and pairwise sums.
+pub(crate) const BASE: u8 = 0;
+/// By `sdot`.
+pub(crate) const DOT: u8 = 1;
+/// By `sdot`, and tiles by `smmla`.
+pub(crate) const I8MM: u8 = 2;
 
-impl<const DOT: bool> Neon<DOT> {
+/// Proof that the CPU has NEON and what `BYTES` names.
+#[derive(Clone, Copy, Debug)]
+pub(crate) struct Neon<const BYTES: u8>(());
+
+impl<const BYTES: u8> Neon<BYTES> {
     pub(crate) fn new() -> Option<Self> {
-        let all = is_aarch64_feature_detected!("neon") && (!DOT || is_aarch64_feature_detected!("dotprod"));
+        let all = is_aarch64_feature_detected!("neon")
+            && (BYTES < DOT || is_aarch64_feature_detected!("dotprod"))
+            && (BYTES < I8MM || is_aarch64_feature_detected!("i8mm"));
         all.then_some(Self(()))
     }
 
-    /// The same CPU without `sdot`: kernels of floats need not be compiled twice.
-    pub(crate) fn base(self) -> Neon<false> {
+    /// The same CPU without instructions for bytes: kernels of floats need not be compiled for each set.
+    pub(crate) fn base(self) -> Neon<BASE> {
         Neon(())
     }
 }
 
 #[target_feature(enable = "neon")]
 #[inline(never)]
-fn run<K: Kernel, const DOT: bool>(simd: Neon<DOT>, kernel: K) -> K::Output {
+fn run<K: Kernel, const BYTES: u8>(simd: Neon<BYTES>, kernel: K) -> K::Output {
     kernel.run(simd)
 }
 
 #[target_feature(enable = "neon,dotprod")]
 #[inline(never)]
-fn run_dot<K: Kernel, const DOT: bool>(simd: Neon<DOT>, kernel: K) -> K::Output {
+fn run_dot<K: Kernel, const BYTES: u8>(simd: Neon<BYTES>, kernel: K) -> K::Output {
+    kernel.run(simd)
+}
+
+#[target_feature(enable = "neon,dotprod,i8mm")]
+#[inline(never)]
+fn run_i8mm<K: Kernel, const BYTES: u8>(simd: Neon<BYTES>, kernel: K) -> K::Output {
     kernel.run(simd)
 }
 
@@ -40,12 +55,12 @@ macro_rules! op {
     };
 }
 
-impl<const DOT: bool> Simd for Neon<DOT> {
+impl<const BYTES: u8> Simd for Neon<BYTES> {
     type F = float32x4_t;
     type I = int32x4_t;
     type Q = [int8x16_t; 2];
     type P = int8x16_t;
-    /// i32 in the first with `sdot`, else i16 in both.
+    /// i32 in the first with `sdot` and `smmla`, else i16 in both.
     type A = [int16x8_t; 2];
     const LANES: usize = 4;
     // 8 x 3 sums, 3 vectors of b and the broadcasts out of 32 registers.
@@ -54,8 +69,16 @@ impl<const DOT: bool> Simd for Neon<DOT> {
 
     #[inline]
     fn call<K: Kernel>(self, kernel: K) -> K::Output {
+        #[cfg(test)]
+        crate::kernels::tests::coverage::note::<Self, K>();
         // SAFETY: `self` proves that the CPU has the features.
-        unsafe { if DOT { run_dot(self, kernel) } else { run(self, kernel) } }
+        unsafe {
+            match BYTES {
+                BASE => run(self, kernel),
+                DOT => run_dot(self, kernel),
+                _ => run_i8mm(self, kernel),
+            }
+        }
     }
 
     #[inline(always)]
@@ -243,7 +266,7 @@ impl<const DOT: bool> Simd for Neon<DOT> {
         // SAFETY: as in `load`. Two products are at most 2 * 128 * 127 < 2^15.
         unsafe {
             let x = [vld1q_s8(x), vld1q_s8(x.add(16))];
-            if DOT {
+            if DOT <= BYTES {
                 sdot(sdot(vdupq_n_s32(0), q[0], x[0]), q[1], x[1])
             } else {
                 let first = vmlal_high_s8(vmull_s8(vget_low_s8(q[0]), vget_low_s8(x[0])), q[0], x[0]);
@@ -274,7 +297,7 @@ impl<const DOT: bool> Simd for Neon<DOT> {
     }
     #[inline(always)]
     fn step(self, sums: Self::A, nibbles: Self::P, x: Self::P) -> Self::A {
-        op!(if DOT {
+        op!(if DOT <= BYTES {
             let sum = sdot(vreinterpretq_s32_s16(sums[0]), nibbles, x);
             [vreinterpretq_s16_s32(sum), sums[1]]
         } else {
@@ -283,11 +306,57 @@ impl<const DOT: bool> Simd for Neon<DOT> {
     }
     #[inline(always)]
     fn finish(self, sums: Self::A) -> Self::I {
-        op!(if DOT {
+        op!(if DOT <= BYTES {
             vreinterpretq_s32_s16(sums[0])
         } else {
             vpaddq_s32(vpaddlq_s16(sums[0]), vpaddlq_s16(sums[1]))
         })
+    }
+
+    /// Two steps at a time: `smmla` multiplies two tokens by two weight rows over eight columns.
+    #[inline(always)]
+    unsafe fn steps<const T: usize, const V: usize>(
+        self,
+        n_steps: usize,
+        quants: *const i8,
+        nibbles: *const u8,
+    ) -> [[Self::A; V]; T] {
+        if BYTES < I8MM || T != 4 || !n_steps.is_multiple_of(2) {
+            // SAFETY: as the caller vouches.
+            return unsafe { steps(self, n_steps, quants, nibbles) };
+        }
+        // [pair of tokens][vector][pair of rows], each [2 tokens][2 rows].
+        let mut sums = op!([[[vdupq_n_s32(0); 2]; V]; 2]);
+        let (mut quants, mut nibbles) = (quants, nibbles);
+        for _ in 0..n_steps / 2 {
+            // SAFETY: a step of the strip has 4 tokens, one of the panel `V` times 4 rows, each of four bytes.
+            unsafe {
+                let tokens = pairs(vld1q_s8(quants), vld1q_s8(quants.add(16)));
+                for v in 0..V {
+                    let from = nibbles.add(v * 16);
+                    let rows = pairs(self.load_p(from), self.load_p(from.add(V * 16)));
+                    for t in 0..2 {
+                        for r in 0..2 {
+                            sums[t][v][r] = smmla(sums[t][v][r], tokens[t], rows[r]);
+                        }
+                    }
+                }
+            }
+            (quants, nibbles) = (quants.wrapping_add(32), nibbles.wrapping_add(V * 32));
+        }
+        let mut products = [[self.zero_a(); V]; T];
+        for token in 0..T {
+            for v in 0..V {
+                let [first, second] = sums[token / 2][v];
+                products[token][v][0] = op!({
+                    let (first, second) = (vreinterpretq_s64_s32(first), vreinterpretq_s64_s32(second));
+                    let row =
+                        if token % 2 == 0 { vzip1q_s64(first, second) } else { vzip2q_s64(first, second) };
+                    vreinterpretq_s16_s64(row)
+                });
+            }
+        }
+        products
     }
 
     #[inline(always)]
@@ -345,6 +414,37 @@ unsafe fn sdot(sums: int32x4_t, a: int8x16_t, b: int8x16_t) -> int32x4_t {
     unsafe {
         asm!(
             "sdot {sums:v}.4s, {a:v}.16b, {b:v}.16b",
+            sums = inout(vreg) sums,
+            a = in(vreg) a,
+            b = in(vreg) b,
+            options(pure, nomem, nostack, preserves_flags),
+        );
+    }
+    sums
+}
+
+/// Puts four bytes of `b` behind each four of `a`.
+/// # Safety
+/// The CPU has NEON.
+#[inline(always)]
+unsafe fn pairs(a: int8x16_t, b: int8x16_t) -> [int8x16_t; 2] {
+    // SAFETY: the caller vouches for the CPU.
+    unsafe {
+        let (a, b) = (vreinterpretq_s32_s8(a), vreinterpretq_s32_s8(b));
+        [vreinterpretq_s8_s32(vzip1q_s32(a, b)), vreinterpretq_s8_s32(vzip2q_s32(a, b))]
+    }
+}
+
+/// Adds to `[2][2]` the products of two rows of eight bytes with two others. The intrinsic is not stable.
+/// # Safety
+/// The CPU has `smmla`.
+#[inline(always)]
+unsafe fn smmla(sums: int32x4_t, a: int8x16_t, b: int8x16_t) -> int32x4_t {
+    let mut sums = sums;
+    // SAFETY: the caller vouches for the CPU; only registers are used.
+    unsafe {
+        asm!(
+            "smmla {sums:v}.4s, {a:v}.16b, {b:v}.16b",
             sums = inout(vreg) sums,
             a = in(vreg) a,
             b = in(vreg) b,

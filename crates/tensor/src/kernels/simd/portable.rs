@@ -29,6 +29,8 @@ impl Simd for Portable {
 
     #[inline(never)]
     fn call<K: Kernel>(self, kernel: K) -> K::Output {
+        #[cfg(test)]
+        crate::kernels::tests::coverage::note::<Self, K>();
         kernel.run(self)
     }
 

@@ -190,3 +190,24 @@ fn results_do_not_depend_on_the_number_of_threads() {
         }
     }
 }
+
+/// Both sum integers, whatever the order, and scale them alike.
+#[cfg(target_arch = "aarch64")]
+#[test]
+fn sdot_and_smmla_give_the_same_bits() {
+    let set = |name| Isa::all().into_iter().find(|isa| isa.name() == name);
+    let (Some(by_dot), Some(by_tile)) = (set("neon+dotprod"), set("neon+dotprod+i8mm")) else { return };
+    let pool = ThreadPool::new(2);
+    for dtype in DTYPES {
+        for (n_tokens, n_in, n_out) in [(1, 96, 33), (9, 64, 7), (13, 576, 101), (30, 2112, 19)] {
+            let weight = random_weight(dtype, n_out, n_in);
+            let inputs = noise(5, n_tokens * n_in);
+            let [dot, tile] = [by_dot, by_tile].map(|isa| {
+                let mut out = vec![0.0; n_tokens * n_out];
+                product(&inputs, &weight).run(isa, &pool, &mut out, &mut MatmulScratch::default());
+                bits(&out)
+            });
+            assert_eq!(dot, tile, "{dtype}, {n_tokens} tokens, {n_in} by {n_out}");
+        }
+    }
+}

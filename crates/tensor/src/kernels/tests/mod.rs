@@ -1,11 +1,13 @@
 //! Fast kernels against their plain twins, over odd sizes, on every instruction set of the machine.
 
 mod attention;
+pub(super) mod coverage;
 mod elementwise;
 mod gemm;
 mod int8;
 mod isa;
 mod matmul;
+mod ops;
 mod pool;
 
 use super::isa::Isa;
