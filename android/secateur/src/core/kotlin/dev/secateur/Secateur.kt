@@ -93,16 +93,19 @@ class Secateur(config: SecateurConfig) : AutoCloseable {
 
 /** Runs a native call on a thread that may block; what it says, where it means something, becomes the flow. */
 private fun <T : Any> calling(meaning: (String) -> T?, call: (NativeCallback) -> String): Flow<T> = channelFlow {
+    var hasLeft = false
     val callback = NativeCallback { text ->
         val item = if (text.isEmpty()) null else meaning(text)
         // A slow collector slows the callback, not the computation; a collector that has left ends both.
-        if (item == null) isActive else trySendBlocking(item).isSuccess
+        if (item != null && !trySendBlocking(item).isSuccess) hasLeft = true
+        isActive && !hasLeft
     }
     try {
         call(callback)
     } catch (error: SecateurException) {
         ensureActive()
-        throw error
+        // The channel is closed a moment before this coroutine is cancelled: then nobody is there to be told.
+        if (!hasLeft) throw error
     }
 }.flowOn(Dispatchers.IO)
 
