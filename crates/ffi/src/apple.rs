@@ -1,6 +1,6 @@
 //! What iOS says about this app's memory.
 //!
-//! No machine of ours runs it, and our checks do not compile it yet.
+//! No machine of ours runs it; `tests/arm/phones` checks its types.
 
 use secateur_service::{AppleFigures, AppleProbe, set_platform_probe};
 
