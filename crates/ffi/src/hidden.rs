@@ -1,7 +1,7 @@
 //! Keeps C functions of crates below out of what the shared library exports.
 //!
 //! rustc exports every `#[no_mangle]` function of the whole tree from a shared library and lists it in a version script;
-//! GNU ld takes no second script, and lld takes one that adds names only. ELF has a way that works with every linker: the
+//! GNU ld takes no second script, and lld takes one that adds names only. ELF has a way that works with both (tried): the
 //! most constraining visibility of any object that names a symbol is that of the result. So this crate names them, weakly
 //! and hidden; unused code below them is then left out as well. `tests/c_abi.rs` finds names that are missing here.
 
