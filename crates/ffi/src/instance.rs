@@ -186,13 +186,14 @@ impl Instance {
         let mut cancelled = false;
         loop {
             let next = match cancelled {
-                true => Some(First::A(block_on(events.next()))),
-                false => block_on_for(first(events.next(), cancels.changed()), ASK_INTERVAL),
+                true => Some(First::B(block_on(events.next()))),
+                // However fast events come, a cancellation is not kept waiting.
+                false => block_on_for(first(cancels.changed(), events.next()), ASK_INTERVAL),
             };
             let (text, event) = match next {
-                Some(First::A(Some(event))) => (to_json(&event)?, Some(event)),
-                Some(First::A(None)) => break,
-                Some(First::B(_)) => {
+                Some(First::B(Some(event))) => (to_json(&event)?, Some(event)),
+                Some(First::B(None)) => break,
+                Some(First::A(_)) => {
                     cancelled = true;
                     handle.cancel_job(id)?;
                     continue;
@@ -228,9 +229,9 @@ impl Instance {
         };
         let mut answer = String::new();
         loop {
-            let event = match block_on_for(first(events.next(), cancels.changed()), ASK_INTERVAL) {
-                Some(First::A(event)) => event.ok_or_else(FfiError::not_running)?,
-                Some(First::B(_)) => return Err(FfiError::cancelled()),
+            let event = match block_on_for(first(cancels.changed(), events.next()), ASK_INTERVAL) {
+                Some(First::A(_)) => return Err(FfiError::cancelled()),
+                Some(First::B(event)) => event.ok_or_else(FfiError::not_running)?,
                 None if in_callback(|| on_text("")) == Flow::Stop => return Err(FfiError::cancelled()),
                 None => continue,
             };

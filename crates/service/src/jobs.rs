@@ -189,9 +189,10 @@ impl Job {
         self.push_state(&mut inner);
     }
 
-    /// What a later start of the service must know of it; nothing when it has ended or is the service's own.
+    /// What a later start of the service must know of it; nothing when it has ended, is to end, or is the service's own.
     fn pending(&self) -> Option<PendingJob> {
-        let is_pending = self.origin == Origin::Client && !self.lock().state.is_final();
+        let ends = self.cancel.load(Ordering::Relaxed) || self.lock().state.is_final();
+        let is_pending = self.origin == Origin::Client && !ends;
         is_pending.then(|| PendingJob {
             id: self.id,
             created_unix_s: self.created_unix_s,

@@ -1,7 +1,7 @@
 //! What the handles and the compute thread share: readiness, the queue, jobs, counters.
 
 use crate::ServiceError;
-use crate::api::{EmbeddingView, MetricsView, ModelView, Readiness, StatusView};
+use crate::api::{EmbeddingView, JobId, MetricsView, ModelView, Readiness, StatusView};
 use crate::budget::resident_bytes;
 use crate::catalog::Known;
 use crate::convert::error_chain;
@@ -176,12 +176,15 @@ impl Shared {
         }
     }
 
-    /// Notes at the end that no job was at work when the service was killed, because it was not.
-    pub(crate) fn keep_no_job_at_work(&self) {
+    /// Notes during a stop that no job is at work any more, and that `done` came to its end before it saw the stop.
+    pub(crate) fn keep_end_of_work(&self, done: Option<JobId>) {
         let _guard = self.jobs_file.lock().unwrap_or_else(PoisonError::into_inner);
         match PendingJobs::read(&pending_file(&self.options.state_dir)) {
-            Ok(PendingJobs { at_work: None, .. }) => {}
-            Ok(pending) => self.write_pending(&PendingJobs { at_work: None, ..pending }),
+            Ok(mut pending) => {
+                pending.at_work = None;
+                pending.jobs.retain(|job| Some(job.id) != done);
+                self.write_pending(&pending);
+            }
             Err(error) => tracing::debug!(error = error_chain(&error), "no file of pending jobs"),
         }
     }

@@ -70,10 +70,11 @@ impl Worker {
             }
         }
         drop(counters);
+        let done = (!matches!(end, JobEnd::Cancelled)).then(|| job.id());
         job.end(end);
         self.shared.keep_jobs();
         if self.shared.queue().is_closed() {
-            self.shared.keep_no_job_at_work();
+            self.shared.keep_end_of_work(done);
         }
     }
 
