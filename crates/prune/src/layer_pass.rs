@@ -4,23 +4,26 @@
 //! Memory: the layer's mapped pages, one window of activations, and the statistics of one output projection
 //! (`4 k^2 + 4 k d` bytes) with the solver's work space.
 
-use crate::apply::{convert_layer, cut_attention, cut_mlp, narrowed, round_matrix, storage_dtype};
+use crate::align::{NormedSums, aligned};
+use crate::apply::{convert_layer, cut_attention, cut_mlp, narrowed, round_matrix, storage_dtype, to_matrix};
 use crate::calibration::WINDOW_LEN;
 use crate::error::PruneError;
 use crate::footprint::SumsIn;
 use crate::job::{Job, LayerReport};
 use crate::methods::InputSource;
+use crate::numeric::NumericError;
 use crate::overlay::{LayerWeights, OverlaySource, read_layer, write_layer};
 use crate::projection::{Projection, Wanted, accumulate, numeric, settle_sums};
 use crate::registry::Method;
-use crate::rounding::{Feedback, is_coarse};
-use crate::speed::{attention_pass_flops, first_pass_flops, second_pass_flops};
+use crate::rounding::{Feedback, feeds_back, is_coarse};
+use crate::speed::{attention_pass_flops, first_pass_flops, normed_sums_flops, second_pass_flops};
 use crate::stats::LayerStats;
 use crate::streams::Side;
 use secateur_engine::{LayerRunner, Sublayer};
 use secateur_model::{LayerConfig, LayerIdx, WeightId, WeightRole, WeightSource};
 use secateur_tensor::kernels::heap::release_free_heap;
-use secateur_tensor::kernels::{gram_accumulate, mirror_upper};
+use secateur_tensor::kernels::{cross_accumulate, gram_accumulate, mirror_upper};
+use secateur_tensor::{DType, WeightMatrix};
 use std::time::Instant;
 
 /// What is to be done with a layer.
@@ -65,13 +68,14 @@ impl Drift {
     }
 }
 
-/// Runs one layer of the pass and leaves its outcome in the work folder.
+/// Runs the layer that follows those `before` it and leaves its outcome in the work folder.
 pub(crate) fn prune_layer(
     job: &mut Job<'_>,
     method: &Method,
-    layer_idx: LayerIdx,
     decision: LayerDecision,
+    before: &[LayerReport],
 ) -> Result<LayerReport, PruneError> {
+    let layer_idx = before.len();
     let source = job.request.source.clone();
     let shape = source.config().layers[layer_idx];
     let mut report = LayerReport {
@@ -95,23 +99,21 @@ pub(crate) fn prune_layer(
         LayerDecision::Keep { width, kv_groups } => {
             report.intermediate_size = width;
             report.num_key_value_heads = kv_groups;
-            let requantizes = requantizes(job, method);
-            let mut layer = LayerAtWork { job: &mut *job, layer_idx, shape, has_file: false };
+            let rewriting = Rewriting::new(job, method, before);
+            let mut layer = LayerAtWork { job: &mut *job, layer_idx, shape, rewriting, has_file: false };
             student.put_memory(layer_idx, shape, layer.weights()?);
-            if requantizes {
-                layer.requantize(&mut student, Sublayer::Attn)?;
-            }
-            if kv_groups < shape.num_key_value_heads || (requantizes && kv_groups != 0) {
+            layer.rewrite_inputs(&mut student, Sublayer::Attn)?;
+            let refits = kv_groups != 0 && layer.rewrites(WeightRole::OProj)?;
+            if kv_groups < shape.num_key_value_heads || refits {
                 let kept = layer.cut_attention(&mut student, method, kv_groups)?;
                 report.recovery = method.width.name().to_owned();
                 report.kept_kv_groups = if kv_groups < shape.num_key_value_heads { kept } else { Vec::new() };
             }
-            if requantizes {
-                layer.requantize(&mut student, Sublayer::Mlp)?;
-            }
+            layer.rewrite_inputs(&mut student, Sublayer::Mlp)?;
             let shape = layer.shape;
             let is_narrowed = width < shape.intermediate_size;
-            let cut = (is_narrowed || (requantizes && width != 0)).then_some(method);
+            let refits = width != 0 && layer.rewrites(WeightRole::DownProj)?;
+            let cut = (is_narrowed || refits).then_some(method);
             let stats = first_pass(layer.job, layer_idx, &student, cut)?;
             // Nothing of the layer but its down projection is needed while the large systems are solved.
             source.give_back_layer(layer_idx);
@@ -147,6 +149,7 @@ struct LayerAtWork<'j, 'r> {
     layer_idx: LayerIdx,
     /// With the attention it has now, and the MLP of the base model.
     shape: LayerConfig,
+    rewriting: Rewriting,
     /// New matrices of it lie in [`WORK_FILE`].
     has_file: bool,
 }
@@ -154,12 +157,32 @@ struct LayerAtWork<'j, 'r> {
 /// Where the new matrices of a layer lie until the last of them is made.
 const WORK_FILE: &str = "spill-layer";
 
-/// Whether the result's dtype is so coarse that all matrices of a layer are rounded with feedback and refitted, one
-/// after the other, each on what the rounding before it left.
-fn requantizes(job: &Job<'_>, method: &Method) -> bool {
-    job.request.dtype.is_some_and(is_coarse)
-        && method.width.reads_by_rows()
-        && job.rung.sums != SumsIn::Moments
+/// Student and teacher closer than this differ by the rounding of f16 alone.
+const DRIFT: f64 = 1e-5;
+
+/// Which matrices of a layer are written anew although no unit of them leaves.
+#[derive(Clone, Copy, Debug, PartialEq)]
+struct Rewriting {
+    /// Those whose result is coarser than the source: rounded with feedback, and output projections refitted, one
+    /// after the other, each on what the rounding before it left.
+    coarser: bool,
+    /// Where the student has drifted, also those that lose little by being stored anew; the share of the way from the
+    /// student's inputs to the teacher's.
+    drifted: Option<f64>,
+}
+
+impl Rewriting {
+    fn new(job: &Job<'_>, method: &Method, before: &[LayerReport]) -> Self {
+        let can_fit = method.width.reads_by_rows() && job.rung.sums != SumsIn::Moments;
+        let has_drifted = can_fit && before.last().is_some_and(|layer| DRIFT < layer.fit_drift);
+        Self { coarser: can_fit, drifted: method.teacher.map(|shares| shares.input).filter(|_| has_drifted) }
+    }
+
+    /// Whether a matrix of the source is written anew in `dtype`. One whose few bits would stay loses more by another
+    /// rounding than it gains.
+    fn includes(self, matrix: &WeightMatrix, dtype: DType) -> bool {
+        if is_coarse(dtype) { self.coarser && dtype != matrix.dtype() } else { self.drifted.is_some() }
+    }
 }
 
 impl LayerAtWork<'_, '_> {
@@ -186,37 +209,65 @@ impl LayerAtWork<'_, '_> {
         Ok(())
     }
 
-    /// Rounds the matrices that read the normed hidden states of a sub-layer, with feedback from those the student
-    /// has (GPTQ, arXiv 2210.17323).
-    fn requantize(&mut self, student: &mut OverlaySource, sublayer: Sublayer) -> Result<(), PruneError> {
+    /// The matrix of the source and the dtype it is to be stored in, if it is written anew.
+    fn rewritten(&self, role: WeightRole) -> Result<Option<(WeightMatrix, DType)>, PruneError> {
+        let matrix = self.job.request.source.weight(WeightId::layer(self.layer_idx, role))?;
+        let matrix = matrix.map(|matrix| {
+            let dtype = storage_dtype(self.job.request.dtype, matrix.dtype(), matrix.n_cols());
+            (matrix, dtype)
+        });
+        Ok(matrix.filter(|(matrix, dtype)| self.rewriting.includes(matrix, *dtype)))
+    }
+
+    fn rewrites(&self, role: WeightRole) -> Result<bool, PruneError> {
+        Ok(self.rewritten(role)?.is_some())
+    }
+
+    /// Writes the matrices that read the normed hidden states of a sub-layer anew: aligned with what the teacher reads
+    /// where the student has drifted, and block formats rounded with feedback from what the student reads (GPTQ,
+    /// arXiv 2210.17323).
+    ///
+    /// With normed states X of the student and Y of the teacher, a matrix W becomes `W M`, where M minimises
+    /// `||(1 - a) X + a Y - X M'||^2` with the ridge of every fit, which pulls M to the identity.
+    fn rewrite_inputs(&mut self, student: &mut OverlaySource, sublayer: Sublayer) -> Result<(), PruneError> {
         const ATTN: [WeightRole; 3] = [WeightRole::QProj, WeightRole::KProj, WeightRole::VProj];
         const MLP: [WeightRole; 2] = [WeightRole::GateProj, WeightRole::UpProj];
         let roles = if sublayer == Sublayer::Attn { &ATTN[..] } else { &MLP[..] };
-        let (request, layer_idx) = (self.job.request, self.layer_idx);
-        let mut coarser = Vec::new();
+        let layer_idx = self.layer_idx;
+        let mut matrices = Vec::new();
         for &role in roles {
-            if let Some(matrix) = request.source.weight(WeightId::layer(layer_idx, role))? {
-                let dtype = storage_dtype(request.dtype, matrix.dtype(), matrix.n_cols());
-                if dtype != matrix.dtype() && is_coarse(dtype) {
-                    coarser.push((role, matrix, dtype));
-                }
-            }
+            matrices.extend(self.rewritten(role)?.map(|(matrix, dtype)| (role, matrix, dtype)));
         }
-        if coarser.is_empty() {
+        if matrices.is_empty() {
             return Ok(());
         }
-        let Some(gram) = normed_gram(self.job, layer_idx, student, sublayer)? else { return Ok(()) };
+        let share = self.rewriting.drifted;
+        let Some(sums) = normed_sums(self.job, layer_idx, student, sublayer, share.is_some())? else {
+            return Ok(());
+        };
         let from = Instant::now();
-        let n_in = request.source.config().hidden_size;
-        let feedback = Feedback::of_gram(gram, n_in).map_err(|error| numeric(layer_idx, &error))?;
-        let mut rounded = LayerWeights::new();
-        for (role, matrix, dtype) in coarser {
-            let how = (&feedback, dtype);
-            rounded.insert(role, round_matrix(&self.job.pool, layer_idx, matrix.to_f32(), n_in, how)?);
+        let fail = |error: NumericError| numeric(layer_idx, &error);
+        let n_in = sums.n_in;
+        let map = share.map(|share| sums.alignment(share)).transpose().map_err(fail)?;
+        let any = matrices.iter().any(|(.., dtype)| feeds_back(*dtype));
+        let feedback = any.then(|| Feedback::of_gram(sums.gram, n_in)).transpose().map_err(fail)?;
+        let mut written = LayerWeights::new();
+        for (role, matrix, dtype) in matrices {
+            let mut values = matrix.to_f32();
+            if let Some(map) = &map {
+                values = aligned(&values, map, n_in).map_err(|error| numeric(layer_idx, &error))?;
+            }
+            let stored = match &feedback {
+                Some(feedback) if feeds_back(dtype) => {
+                    round_matrix(&self.job.pool, layer_idx, values, n_in, (feedback, dtype))
+                }
+                _ => to_matrix(layer_idx, &values, matrix.n_rows(), n_in, dtype),
+            };
+            written.insert(role, stored?);
         }
-        self.keep(rounded)?;
+        self.keep(written)?;
         student.put_memory(layer_idx, self.shape, self.weights()?);
-        self.job.clock("round", from);
+        self.job.clock("align", from);
         Ok(())
     }
 
@@ -266,34 +317,50 @@ pub(crate) fn layer_file(layer_idx: LayerIdx) -> String {
     format!("layer-{layer_idx:03}.bin")
 }
 
-/// Gram matrix `[d, d]` of what the student's sub-layer reads, over the windows that are fitted on. `None` when the
-/// layer does not have it.
-fn normed_gram(
+/// Sums up what a sub-layer reads, over the windows that are fitted on. `None` when the layer does not have it.
+fn normed_sums(
     job: &mut Job<'_>,
     layer_idx: LayerIdx,
     student: &OverlaySource,
     sublayer: Sublayer,
-) -> Result<Option<Vec<f64>>, PruneError> {
+    with_teacher: bool,
+) -> Result<Option<NormedSums>, PruneError> {
     let from = Instant::now();
-    let d = student.config().hidden_size;
+    let n_in = student.config().hidden_size;
     let runner = LayerRunner::new(student, layer_idx, job.pool.clone())?;
-    let mut gram = vec![0.0; d * d];
-    let mut rows = vec![0.0; WINDOW_LEN * d];
-    let mut normed = rows.clone();
+    let source = job.request.source.clone();
+    let teacher = match with_teacher {
+        true => Some(LayerRunner::new(source.as_ref(), layer_idx, job.pool.clone())?),
+        false => None,
+    };
+    let mut gram = vec![0.0; n_in * n_in];
+    let mut cross = vec![0.0; if with_teacher { n_in * n_in } else { 0 }];
+    let mut rows = vec![0.0; WINDOW_LEN * n_in];
+    let (mut normed, mut wanted) = (rows.clone(), rows.clone());
     for window_idx in 0..job.set.n_fit() {
         job.check_cancel()?;
-        job.streams.read(Side::Student, layer_idx, window_idx, &mut rows)?;
-        if sublayer == Sublayer::Mlp {
-            advance(job, &runner, Sublayer::Attn, &mut rows)?;
-        }
-        if !runner.normed(sublayer, &rows, &mut normed) {
+        let mut read = |side, runner: &LayerRunner, normed: &mut Vec<f32>| {
+            job.streams.read(side, layer_idx, window_idx, &mut rows)?;
+            if sublayer == Sublayer::Mlp {
+                advance(job, runner, Sublayer::Attn, &mut rows)?;
+            }
+            Ok::<bool, PruneError>(runner.normed(sublayer, &rows, normed))
+        };
+        if !read(Side::Student, &runner, &mut normed)? {
             return Ok(None);
         }
-        gram_accumulate(&job.pool, &normed, d, &mut gram);
+        gram_accumulate(&job.pool, &normed, n_in, &mut gram);
+        if let Some(teacher) = &teacher {
+            read(Side::Teacher, teacher, &mut wanted)?;
+            cross_accumulate(&job.pool, &normed, &wanted, n_in, n_in, &mut cross);
+        }
     }
-    mirror_upper(&mut gram, d);
+    mirror_upper(&mut gram, n_in);
+    let attn_runs = if sublayer == Sublayer::Mlp { 1 + usize::from(with_teacher) } else { 0 };
+    let layer = source.config().layers[layer_idx];
+    job.count("calibrate", normed_sums_flops(job, &layer, attn_runs, with_teacher));
     job.clock("calibrate", from);
-    Ok(Some(gram.into_iter().map(f64::from).collect()))
+    Ok(Some(NormedSums { n_in, gram, cross }))
 }
 
 /// Passes the windows that are fitted on through the attention of teacher and student, collecting what `method` needs
@@ -319,7 +386,7 @@ fn attention_stats(
         let run = match method.width.inputs() {
             InputSource::Dense => run(Side::Teacher, &teacher_runner)?.map(|run| (run, None)),
             InputSource::PrunedPrefix => {
-                let teacher = match method.teacher_share {
+                let teacher = match method.teacher {
                     Some(_) => run(Side::Teacher, &teacher_runner)?,
                     None => None,
                 };

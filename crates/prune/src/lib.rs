@@ -16,6 +16,7 @@ pub mod select;
 pub mod stats;
 pub mod widths;
 
+mod align;
 mod apply;
 mod checkpoint;
 mod depth_pass;

@@ -12,8 +12,9 @@ use crate::sweep::{CutDamage, LayerDamage, sweep};
 use crate::widths::{DamageCurve, Stack, WidthGrid, allocate, uniform};
 use secateur_model::{LayerConfig, ModelConfig, PlanPolicy, PruneRatio};
 
-/// Exponent of the damage model: 3 was best on the reference model.
-const GAMMA: f64 = 3.0;
+/// Exponent of the damage model: divergence grows with the squared error of the output, as it does for small errors.
+/// On the reference model held-out loss falls from 3 over 2 and 1.5 to this.
+const GAMMA: f64 = 1.0;
 
 const RECORD: &str = "probe.json";
 

@@ -22,7 +22,7 @@ use std::sync::atomic::AtomicBool;
 use std::time::Instant;
 
 /// Part of every fingerprint: a change that alters results makes old work folders useless.
-const ALGORITHM_VERSION: u32 = 3;
+const ALGORITHM_VERSION: u32 = 4;
 
 /// Shares of a job, by stage: where each one ends.
 const EMBED_END: f64 = 0.01;
@@ -183,7 +183,7 @@ fn prune_layers(
         }
         fresh = true;
         job.report(Stage::Prune, Some(layer_idx), pruned_share(layer_idx, n_layers), None);
-        let mut report = prune_layer(job, method, layer_idx, decision)?;
+        let mut report = prune_layer(job, method, decision, &layers)?;
         report.importance = importance.get(layer_idx).copied();
         job.work.write(&record, &report).map_err(|error| job.io_error(&record, error))?;
         let error = Some(report.held_out_drift);

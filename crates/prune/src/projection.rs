@@ -68,7 +68,7 @@ impl Projection {
         if Needs::Gram <= method.width.needs() {
             stats.gram = Some(vec![0.0; self.n_in * self.n_in]);
         }
-        if method.teacher_share.is_some() {
+        if method.teacher.is_some() {
             let cross = vec![0.0; self.n_in * self.n_out];
             stats.target = Some(TargetStats { cross, sum: vec![0.0; self.n_out], energy: 0.0 });
         }
@@ -117,8 +117,8 @@ impl Projection {
         if method.width.reads_by_rows() {
             let rows = self.rows(job)?;
             let rows = rows.view();
-            if let Some(share) = method.teacher_share {
-                stats.blend_own_target(rows, share).map_err(fail)?;
+            if let Some(shares) = method.teacher {
+                stats.blend_own_target(rows, shares.output).map_err(fail)?;
             } else {
                 stats.set_own_target(rows).map_err(fail)?;
             }
@@ -141,8 +141,8 @@ impl Projection {
             }
         }
         let coupled: Vec<&[f32]> = coupled.iter().map(Vec::as_slice).collect();
-        if let Some(share) = method.teacher_share {
-            stats.blend_own_target(&weight, share).map_err(fail)?;
+        if let Some(shares) = method.teacher {
+            stats.blend_own_target(&weight, shares.output).map_err(fail)?;
         }
         let linear = Linear {
             weight: &weight,
@@ -193,7 +193,7 @@ pub(crate) fn fit_problem<'a>(
     prior: MatrixView<'a>,
 ) -> Result<FitProblem<'a>, NumericError> {
     let matrices = FitMatrices { gram: stats.gram_view()?, cross: stats.cross_view()?, prior };
-    FitProblem::of_matrices(matrices, stats.n_in, stats.n_out, Damping::DEFAULT)
+    FitProblem::of_matrices(matrices, stats.n_in, stats.n_out, Damping::REFIT)
 }
 
 /// What an output projection would have to add to each token: the way from the student's hidden states before the

@@ -18,14 +18,24 @@ pub(crate) enum Spread {
     Depth(DepthMethod),
 }
 
+/// How far fits follow the dense model where the pruned one has drifted from it. All of the way does harm: each fit
+/// adds error of its own, and what it chases grows from layer to layer.
+#[derive(Clone, Copy, Debug, PartialEq)]
+pub(crate) struct TeacherShares {
+    /// Share of the dense residual stream in the target of an output projection.
+    pub(crate) output: f64,
+    /// Share of the dense model's normed hidden states in what the matrices that read them are aligned to.
+    pub(crate) input: f64,
+}
+
 /// A method as the pipeline runs it.
 #[derive(Clone, Copy)]
 pub(crate) struct Method {
     pub(crate) name: &'static str,
     /// How layers are narrowed.
     pub(crate) width: &'static dyn WidthMethod,
-    /// Share of the dense model's residual stream in the target of the fit; `None` fits the layer's own output.
-    pub(crate) teacher_share: Option<f64>,
+    /// How much of the dense model's residual stream the fits follow; `None` fits the layer's own output.
+    pub(crate) teacher: Option<TeacherShares>,
     /// How the cut is shared between layers.
     pub(crate) spread: Spread,
 }
@@ -36,7 +46,7 @@ impl Method {
         let (needs, reads_by_rows) = (self.width.needs(), self.width.reads_by_rows());
         MethodNeeds {
             gram: Needs::Gram <= needs,
-            cross: self.teacher_share.is_some(),
+            cross: self.teacher.is_some(),
             projections: match (self.spread, needs) {
                 (Spread::Depth(_), _) => 0,
                 // Down projection and what is left of it; gate and up projection beside them.
@@ -56,28 +66,32 @@ impl Method {
 }
 
 /// What narrows layers when there is no room for a Gram matrix.
-const MOMENTS_METHOD: Method =
-    Method { name: "flap", width: &Flap, teacher_share: None, spread: Spread::Pooled };
+const MOMENTS_METHOD: Method = Method { name: "flap", width: &Flap, teacher: None, spread: Spread::Pooled };
 
 /// The default method: COMP's stages with second-order selection, weight refit and measured widths.
 pub const DEFAULT_METHOD: &str = "comp-refit";
 
 static METHODS: [Method; 10] = [
-    Method { name: DEFAULT_METHOD, width: &SecondOrder, teacher_share: Some(0.2), spread: Spread::Measured },
-    Method { name: "comp", width: &Comp::COLLINEARITY, teacher_share: None, spread: Spread::Measured },
-    Method { name: "comp-condition", width: &Comp::CONDITION, teacher_share: None, spread: Spread::Uniform },
-    Method { name: "condition", width: &Comp::CONDITION_ONLY, teacher_share: None, spread: Spread::Uniform },
-    Method { name: "wanda-sp", width: &WandaSp, teacher_share: None, spread: Spread::Uniform },
-    Method { name: "flap", width: &Flap, teacher_share: None, spread: Spread::Pooled },
-    Method { name: "fasp", width: &Fasp, teacher_share: None, spread: Spread::Uniform },
+    Method {
+        name: DEFAULT_METHOD,
+        width: &SecondOrder::REFIT,
+        teacher: Some(TeacherShares { output: 0.2, input: 0.4 }),
+        spread: Spread::Measured,
+    },
+    Method { name: "comp", width: &Comp::COLLINEARITY, teacher: None, spread: Spread::Measured },
+    Method { name: "comp-condition", width: &Comp::CONDITION, teacher: None, spread: Spread::Uniform },
+    Method { name: "condition", width: &Comp::CONDITION_ONLY, teacher: None, spread: Spread::Uniform },
+    Method { name: "wanda-sp", width: &WandaSp, teacher: None, spread: Spread::Uniform },
+    Method { name: "flap", width: &Flap, teacher: None, spread: Spread::Pooled },
+    Method { name: "fasp", width: &Fasp, teacher: None, spread: Spread::Uniform },
     Method {
         name: "shortgpt",
         width: &Magnitude,
-        teacher_share: None,
+        teacher: None,
         spread: Spread::Depth(DepthMethod::ShortGpt),
     },
-    Method { name: "sleb", width: &Magnitude, teacher_share: None, spread: Spread::Depth(DepthMethod::Sleb) },
-    Method { name: "magnitude", width: &Magnitude, teacher_share: None, spread: Spread::Uniform },
+    Method { name: "sleb", width: &Magnitude, teacher: None, spread: Spread::Depth(DepthMethod::Sleb) },
+    Method { name: "magnitude", width: &Magnitude, teacher: None, spread: Spread::Uniform },
 ];
 
 /// Names of all methods, the default one first.

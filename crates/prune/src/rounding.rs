@@ -46,7 +46,11 @@ impl Feedback {
     /// From a Gram matrix `[n_in, n_in]`, both triangles, which is damped first.
     /// # Errors
     /// As [`Self::new`].
-    pub(crate) fn of_gram(mut gram: Vec<f64>, n_in: usize) -> Result<Self, NumericError> {
+    pub(crate) fn of_gram(
+        gram: impl IntoIterator<Item: Into<f64>>,
+        n_in: usize,
+    ) -> Result<Self, NumericError> {
+        let mut gram: Vec<f64> = gram.into_iter().map(Into::into).collect();
         let diagonal: Vec<f64> = (0..n_in).map(|at| gram[at * n_in + at]).collect();
         for (at, lambda) in Damping::DEFAULT.lambda(&diagonal).into_iter().enumerate() {
             gram[at * n_in + at] += lambda;

@@ -68,15 +68,28 @@ pub(crate) fn attention_pass_flops(job: &Job<'_>, layer: &LayerConfig, method: &
     let config = job.request.source.config();
     let (d, k) = (config.hidden_size as f64, (layer.num_attention_heads * config.head_dim) as f64);
     let tokens = job.set.fit_tokens() as f64;
-    let runs = 1.0 + f64::from(u8::from(method.teacher_share.is_some()));
+    let runs = 1.0 + f64::from(u8::from(method.teacher.is_some()));
     let forward = runs * attn_flops(job, layer);
     Work { tokens, flops: tokens * (forward + collected_flops(method, d, k)) }
+}
+
+/// What the matrices read that read normed hidden states: passes through the attention that are needed to know, and
+/// the sums.
+pub(crate) fn normed_sums_flops(
+    job: &Job<'_>,
+    layer: &LayerConfig,
+    attn_runs: usize,
+    has_cross: bool,
+) -> Work {
+    let (d, tokens) = (job.request.source.config().hidden_size as f64, job.set.fit_tokens() as f64);
+    let sums = d * (d + 1.0) + if has_cross { 2.0 * d * d } else { 0.0 };
+    Work { tokens, flops: tokens * (attn_runs as f64 * attn_flops(job, layer) + sums) }
 }
 
 /// Per token: the sums of a projection `[d, k]`.
 fn collected_flops(method: &Method, d: f64, k: f64) -> f64 {
     let gram = if Needs::Gram <= method.width.needs() { k * (k + 1.0) } else { 0.0 };
-    let cross = if method.teacher_share.is_some() { 2.0 * k * d } else { 0.0 };
+    let cross = if method.teacher.is_some() { 2.0 * k * d } else { 0.0 };
     gram + cross
 }
 

@@ -59,7 +59,6 @@ impl HeadRounder {
             gram_accumulate(&pool, &normed, d, &mut gram);
         }
         mirror_upper(&mut gram, d);
-        let gram = gram.into_iter().map(f64::from).collect();
         Ok(Self { feedback: Feedback::of_gram(gram, d)?, pool })
     }
 

@@ -56,7 +56,7 @@ pub struct DamageCurve<'a> {
     pub reference: usize,
     /// `K_l`: divergence of the model at the reference.
     pub measured: f64,
-    /// Exponent; 3 was best on a 135M model.
+    /// Exponent.
     pub gamma: f64,
 }
 

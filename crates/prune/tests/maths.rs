@@ -188,12 +188,13 @@ fn second_order_method_is_selection_then_refit() {
     let stats = golden.fitted();
     let linear = golden.linear(4);
     let case = &golden.json["removals"][3];
-    let kept = SecondOrder.select(&linear, &stats, 1).unwrap();
+    let method = SecondOrder { damping: Damping::DEFAULT };
+    let kept = method.select(&linear, &stats, 1).unwrap();
     assert_eq!(kept, indices(&case["kept"]));
-    let recovery = SecondOrder.recover(&linear, &stats, &kept).unwrap();
+    let recovery = method.recover(&linear, &stats, &kept).unwrap();
     let error = squared_error(&stats, &linear.columns(&kept), &recovery).unwrap();
     assert!(error < stats.target().unwrap().energy);
-    let scores = SecondOrder.scores(&linear, &stats).unwrap();
+    let scores = method.scores(&linear, &stats).unwrap();
     let lowest = (0..6).min_by(|&a, &b| scores[a].total_cmp(&scores[b])).unwrap();
     assert_eq!(lowest, indices(&case["order"])[0]);
     assert_close("first score", &[scores[lowest]], &numbers(&case["errors"])[1..2], 1e-4);

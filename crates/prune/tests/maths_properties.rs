@@ -407,11 +407,11 @@ fn silent_layers_are_left_as_they_are() {
     let mut stats = LayerStats::new(6, 2);
     stats.add_moments(&[0.0; 18]).unwrap();
     stats.gram = Some(vec![0.0; 36]);
-    let kept = SecondOrder.select(&linear, &stats, 3).unwrap();
-    let recovery = SecondOrder.recover(&linear, &stats, &kept).unwrap();
+    let kept = SecondOrder::REFIT.select(&linear, &stats, 3).unwrap();
+    let recovery = SecondOrder::REFIT.recover(&linear, &stats, &kept).unwrap();
     assert_eq!(recovery.weight, linear.sliced(&kept));
     stats.gram = Some(vec![f32::NAN; 36]);
-    assert!(matches!(SecondOrder.select(&linear, &stats, 3), Err(NumericError::Linalg(_))));
+    assert!(matches!(SecondOrder::REFIT.select(&linear, &stats, 3), Err(NumericError::Linalg(_))));
 }
 
 #[test]

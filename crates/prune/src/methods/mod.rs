@@ -173,7 +173,7 @@ pub static WIDTH_METHODS: [&dyn WidthMethod; 8] = [
     &Comp::COLLINEARITY,
     &Comp::CONDITION,
     &Comp::CONDITION_ONLY,
-    &SecondOrder,
+    &SecondOrder::REFIT,
     &WandaSp,
     &Flap,
     &Fasp,

@@ -13,7 +13,15 @@ pub const NEURON_STEP: usize = 64;
 
 /// Selection and refit against the target of the statistics, or the layer's own output when there is none.
 #[derive(Clone, Copy, Debug)]
-pub struct SecondOrder;
+pub struct SecondOrder {
+    /// Ridge of selection and refit.
+    pub damping: Damping,
+}
+
+impl SecondOrder {
+    /// As the default method uses it.
+    pub const REFIT: Self = Self { damping: Damping::REFIT };
+}
 
 /// Returns the `keep` units of `unit_len` columns that stay, rising. Nothing but the factor and the weights is in memory, so the
 /// matrices of the problem may lie elsewhere. `observe` may stop the selection early.
@@ -34,6 +42,7 @@ pub(crate) fn step_of(unit_len: usize) -> usize {
 
 /// Runs `work` with the cross products of the target, or of the layer's own output.
 fn with_cross<T>(
+    damping: Damping,
     linear: &Linear<'_>,
     stats: &LayerStats,
     work: impl FnOnce(&FitProblem<'_>) -> Result<T, NumericError>,
@@ -47,7 +56,7 @@ fn with_cross<T>(
             &own
         }
     };
-    work(&FitProblem::new(stats.gram()?, &target.cross, linear, Damping::DEFAULT)?)
+    work(&FitProblem::new(stats.gram()?, &target.cross, linear, damping)?)
 }
 
 impl WidthMethod for SecondOrder {
@@ -60,7 +69,9 @@ impl WidthMethod for SecondOrder {
     }
 
     fn scores(&self, linear: &Linear<'_>, stats: &LayerStats) -> Result<Vec<f64>, NumericError> {
-        with_cross(linear, stats, |problem| unit_scores(&Quadratic::of_weights(problem)?, linear.unit_len))
+        with_cross(self.damping, linear, stats, |problem| {
+            unit_scores(&Quadratic::of_weights(problem)?, linear.unit_len)
+        })
     }
 
     fn select(
@@ -69,7 +80,7 @@ impl WidthMethod for SecondOrder {
         stats: &LayerStats,
         keep: usize,
     ) -> Result<Vec<usize>, NumericError> {
-        with_cross(linear, stats, |problem| {
+        with_cross(self.damping, linear, stats, |problem| {
             select_units(problem, linear.unit_len, keep, &mut |_| ControlFlow::Continue(()))
         })
     }
@@ -85,7 +96,7 @@ impl WidthMethod for SecondOrder {
         kept: &[usize],
     ) -> Result<Recovery, NumericError> {
         linear.check(stats, Some(kept))?;
-        with_cross(linear, stats, |problem| {
+        with_cross(self.damping, linear, stats, |problem| {
             Ok(Recovery { weight: refit(problem, &linear.columns(kept))?, bias: None })
         })
     }
