@@ -13,7 +13,8 @@ use crate::widths::{DamageCurve, Stack, WidthGrid, allocate, uniform};
 use secateur_model::{LayerConfig, ModelConfig, PlanPolicy, PruneRatio};
 
 /// Exponent of the damage model: divergence grows with the squared error of the output, as it does for small errors.
-/// On the reference model held-out loss falls from 3 over 2 and 1.5 to this.
+/// On the reference model held-out loss falls from 3 over 2 and 1.5 to this, and further to 0.7, where single layers lose
+/// three quarters of their neurons.
 const GAMMA: f64 = 1.0;
 
 const RECORD: &str = "probe.json";
