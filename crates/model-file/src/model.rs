@@ -168,12 +168,6 @@ impl WeightSource for ModelFile {
         WeightMatrix::new(dtype, n_rows, n_cols, data).map(Some).map_err(|error| unreadable(Box::new(error)))
     }
 
-    fn give_back(&self, id: WeightId) {
-        if let Some(tensor) = self.0.weights.get(&id) {
-            self.0.shards[tensor.shard].give_back(tensor.range.clone());
-        }
-    }
-
     fn give_back_rows(&self, id: WeightId, n_rows: usize) {
         if let Some(tensor) = self.0.weights.get(&id)
             && let Some(row_bytes) = tensor.dtype.row_bytes(tensor.dims[0])

@@ -2,13 +2,18 @@
 //! it reads the process's peak. Uses the reference model.
 #![expect(clippy::unwrap_used, reason = "test code")]
 
-use secateur_model_file::{ModelFile, WriteOptions, write_gguf};
+use secateur_model::{WeightId, WeightRole, WeightSource};
+use secateur_model_file::{ModelFile, RetabledSource, WriteOptions, write_gguf};
 use secateur_tensor::DType;
 use secateur_test_support::reference_model;
+use std::sync::Arc;
 
+/// Rows between two give-backs.
+const ROWS: usize = 4096;
 /// Allowed growth of the peak over the state before: buffers, keys, and pages between two give-backs.
 const OPEN_BYTES: u64 = 4 << 20;
 const WRITE_BYTES: u64 = 12 << 20;
+const READ_BYTES: u64 = 6 << 20;
 
 fn peak_bytes() -> u64 {
     let status = std::fs::read_to_string("/proc/self/status").unwrap();
@@ -43,4 +48,24 @@ fn a_model_passes_through_without_becoming_resident() {
         assert!(written < WRITE_BYTES, "writing {dtype:?} took {written} bytes");
     }
     assert!(digested < OPEN_BYTES, "digesting took {digested} bytes");
+    // A table stored anew is read row by row, and what was read is given back, as with the model's own.
+    let id = WeightId::global(WeightRole::EmbedTokens);
+    let base: Arc<dyn WeightSource> = Arc::new(model);
+    let mut round =
+        |values: Vec<f32>, dtype: DType| Ok(vec![0; dtype.row_bytes(values.len()).unwrap_or_default()]);
+    let retabled = RetabledSource::create(base.clone(), dir.path(), "key", DType::Q4_0, &mut round).unwrap();
+    for source in [base.as_ref(), &retabled] {
+        source.give_back(id);
+        let table = source.require(id).unwrap();
+        let start = reset_peak();
+        for row in 0..table.n_rows() {
+            std::hint::black_box(table.row(row).iter().fold(0, |sum, &byte| sum ^ byte));
+            if row % ROWS == 0 {
+                source.give_back_rows(id, row);
+            }
+        }
+        let read = peak_bytes() - start;
+        println!("reading the table in {} took {read} bytes", table.dtype());
+        assert!(read < READ_BYTES, "reading the table in {} took {read} bytes", table.dtype());
+    }
 }

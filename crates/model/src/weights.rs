@@ -106,12 +106,12 @@ pub trait WeightSource: Send + Sync {
     fn weight(&self, id: WeightId) -> Result<Option<WeightMatrix>, WeightError>;
 
     /// Tells the source that the pages of this weight are not needed for now; they may leave memory.
-    fn give_back(&self, id: WeightId);
-
-    /// As [`Self::give_back`] for the rows `..n_rows` of a matrix. A source that cannot tell rows apart keeps them.
-    fn give_back_rows(&self, id: WeightId, n_rows: usize) {
-        let _ = (id, n_rows);
+    fn give_back(&self, id: WeightId) {
+        self.give_back_rows(id, usize::MAX);
     }
+
+    /// As [`Self::give_back`] for the rows `..n_rows`, or all there are.
+    fn give_back_rows(&self, id: WeightId, n_rows: usize);
 
     /// As [`Self::weight`], for a weight that must be there.
     /// # Errors

@@ -236,7 +236,7 @@ mod tests {
             Ok(self.1.get(&id.role).cloned())
         }
 
-        fn give_back(&self, _id: WeightId) {}
+        fn give_back_rows(&self, _id: WeightId, _n_rows: usize) {}
     }
 
     /// One layer with six query heads over three KV heads and biases everywhere.

@@ -238,10 +238,6 @@ impl WeightSource for OverlaySource {
         }
     }
 
-    fn give_back(&self, id: WeightId) {
-        self.base.give_back(id);
-    }
-
     fn give_back_rows(&self, id: WeightId, n_rows: usize) {
         self.base.give_back_rows(id, n_rows);
     }

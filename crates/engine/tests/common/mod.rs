@@ -24,7 +24,7 @@ impl WeightSource for MemorySource {
         Ok(self.weights.get(&id).cloned())
     }
 
-    fn give_back(&self, _id: WeightId) {}
+    fn give_back_rows(&self, _id: WeightId, _n_rows: usize) {}
 }
 
 pub(crate) fn config(layers: Vec<LayerConfig>) -> ModelConfig {

@@ -131,10 +131,12 @@ impl WeightSource for RetabledSource {
         }
     }
 
-    fn give_back(&self, id: WeightId) {
+    fn give_back_rows(&self, id: WeightId, n_rows: usize) {
         match self.table(id) {
-            Some((_, mapped, _)) => mapped.give_back(0..mapped.bytes().len()),
-            None => self.base.give_back(id),
+            Some((_, mapped, matrix)) => {
+                mapped.give_back(0..n_rows.min(matrix.n_rows()) * matrix.row_bytes());
+            }
+            None => self.base.give_back_rows(id, n_rows),
         }
     }
 }

@@ -106,5 +106,5 @@ impl WeightSource for MemoryModel {
         Ok(self.weights.get(&id).cloned())
     }
 
-    fn give_back(&self, _id: WeightId) {}
+    fn give_back_rows(&self, _id: WeightId, _n_rows: usize) {}
 }
