@@ -173,7 +173,7 @@ struct Rewriting {
 
 impl Rewriting {
     fn new(job: &Job<'_>, method: &Method, before: &[LayerReport]) -> Self {
-        let can_fit = method.width.reads_by_rows() && job.rung.sums != SumsIn::Moments;
+        let can_fit = method.width.damping_by_rows().is_some() && job.rung.sums != SumsIn::Moments;
         let has_drifted = can_fit && before.last().is_some_and(|layer| DRIFT < layer.fit_drift);
         Self { coarser: can_fit, drifted: method.teacher.map(|shares| shares.input).filter(|_| has_drifted) }
     }
@@ -226,9 +226,6 @@ impl LayerAtWork<'_, '_> {
     /// Writes the matrices that read the normed hidden states of a sub-layer anew: aligned with what the teacher reads
     /// where the student has drifted, and block formats rounded with feedback from what the student reads (GPTQ,
     /// arXiv 2210.17323).
-    ///
-    /// With normed states X of the student and Y of the teacher, a matrix W becomes `W M`, where M minimises
-    /// `||(1 - a) X + a Y - X M'||^2` with the ridge of every fit, which pulls M to the identity.
     fn rewrite_inputs(&mut self, student: &mut OverlaySource, sublayer: Sublayer) -> Result<(), PruneError> {
         const ATTN: [WeightRole; 3] = [WeightRole::QProj, WeightRole::KProj, WeightRole::VProj];
         const MLP: [WeightRole; 2] = [WeightRole::GateProj, WeightRole::UpProj];
@@ -329,10 +326,8 @@ fn normed_sums(
     let n_in = student.config().hidden_size;
     let runner = LayerRunner::new(student, layer_idx, job.pool.clone())?;
     let source = job.request.source.clone();
-    let teacher = match with_teacher {
-        true => Some(LayerRunner::new(source.as_ref(), layer_idx, job.pool.clone())?),
-        false => None,
-    };
+    let teacher =
+        with_teacher.then(|| LayerRunner::new(source.as_ref(), layer_idx, job.pool.clone())).transpose()?;
     let mut gram = vec![0.0; n_in * n_in];
     let mut cross = vec![0.0; if with_teacher { n_in * n_in } else { 0 }];
     let mut rows = vec![0.0; WINDOW_LEN * n_in];

@@ -7,15 +7,11 @@ use crate::job::Job;
 use crate::layer_pass::LayerDecision;
 use crate::pipeline::measured_share;
 use crate::pooled_pass::decide_pooled;
+use crate::refit::Damping;
 use crate::registry::{Method, Spread};
 use crate::sweep::{CutDamage, LayerDamage, sweep};
 use crate::widths::{DamageCurve, Stack, WidthGrid, allocate, uniform};
 use secateur_model::{LayerConfig, ModelConfig, PlanPolicy, PruneRatio};
-
-/// Exponent of the damage model: divergence grows with the squared error of the output, as it does for small errors.
-/// On the reference model held-out loss falls from 3 over 2 and 1.5 to this, and further to 0.7, where single layers lose
-/// three quarters of their neurons.
-const GAMMA: f64 = 1.0;
 
 const RECORD: &str = "probe.json";
 
@@ -31,20 +27,21 @@ pub(crate) fn decide(job: &mut Job<'_>, method: &Method) -> Result<Decisions, Pr
         let layers = job.request.source.config().layers.iter().map(LayerDecision::whole).collect();
         return Ok(Decisions { layers, importance: Vec::new() });
     }
-    match method.spread {
+    let gamma = match method.spread {
         Spread::Uniform => return Ok(Decisions { layers: even(job)?, importance: Vec::new() }),
         Spread::Depth(depth) => return decide_depth(job, depth),
         Spread::Pooled if job.request.policy == PlanPolicy::Compatible => {
             return Ok(Decisions { layers: even(job)?, importance: Vec::new() });
         }
         Spread::Pooled => return decide_pooled(job, method),
-        Spread::Measured => {}
-    }
-    let damages = job.remembered(RECORD, sweep)?;
+        Spread::Measured { gamma } => gamma,
+    };
+    let damping = method.width.damping_by_rows().unwrap_or(Damping::DEFAULT);
+    let damages = job.remembered(RECORD, |job| sweep(job, damping))?;
     job.resume_at(measured_share(1.0));
     let layers = match job.request.policy {
         PlanPolicy::Compatible => even(job)?,
-        PlanPolicy::Quality => spread(job, &damages)?,
+        PlanPolicy::Quality => spread(job, Damages { layers: &damages, gamma })?,
     };
     Ok(Decisions { layers, importance: damages.iter().map(|damage| damage.importance).collect() })
 }
@@ -102,25 +99,27 @@ fn even(job: &Job<'_>) -> Result<Vec<LayerDecision>, PruneError> {
 /// and each leaves only when that is cheaper than narrowing MLPs for the same number of parameters. The amplitudes of
 /// what leaves whole add up (it all disturbs the same residual stream), so the divergences add as
 /// `(sum of square roots)^2`.
-fn spread(job: &mut Job<'_>, damages: &[LayerDamage]) -> Result<Vec<LayerDecision>, PruneError> {
+fn spread(job: &mut Job<'_>, damages: Damages<'_>) -> Result<Vec<LayerDecision>, PruneError> {
     let config = job.request.source.config().clone();
-    let mut order: Vec<usize> = (0..damages.len()).collect();
-    order.sort_by(|&a, &b| damages[a].importance.total_cmp(&damages[b].importance).then(a.cmp(&b)));
-    let mut leaving = Leaving { layers: Vec::new(), groups: vec![0; damages.len()] };
-    let mut best = without(job, &config, damages, &leaving)?;
+    let n_layers = damages.layers.len();
+    let importance = |layer_idx: usize| damages.layers[layer_idx].importance;
+    let mut order: Vec<usize> = (0..n_layers).collect();
+    order.sort_by(|&a, &b| importance(a).total_cmp(&importance(b)).then(a.cmp(&b)));
+    let mut leaving = Leaving { layers: Vec::new(), groups: vec![0; n_layers] };
+    let mut best = without(job, &config, &damages, &leaving)?;
     for candidate in order {
         let mut tried = leaving.clone();
         tried.layers.push(candidate);
-        match without(job, &config, damages, &tried) {
+        match without(job, &config, &damages, &tried) {
             Ok(next) if next.damage < best.damage => (leaving, best) = (tried, next),
             // Not cheaper, or more than was to be removed: later candidates matter more.
             _ => break,
         }
     }
-    while let Some(candidate) = leaving.least_missed_group(&config, damages) {
+    while let Some(candidate) = leaving.least_missed_group(&config, &damages) {
         let mut tried = leaving.clone();
         tried.groups[candidate] += 1;
-        match without(job, &config, damages, &tried) {
+        match without(job, &config, &damages, &tried) {
             Ok(next) if next.damage < best.damage => (leaving, best) = (tried, next),
             _ => break,
         }
@@ -146,25 +145,34 @@ struct Leaving {
 
 impl Leaving {
     /// The layer whose next KV group is predicted to be missed least for its parameters; at least one group stays.
-    fn least_missed_group(&self, config: &ModelConfig, damages: &[LayerDamage]) -> Option<usize> {
+    fn least_missed_group(&self, config: &ModelConfig, damages: &Damages<'_>) -> Option<usize> {
         let price = |layer_idx: usize| {
             let layer = &config.layers[layer_idx];
             let n_removed = self.groups[layer_idx] + 1;
             let removable = !self.layers.contains(&layer_idx) && n_removed < layer.num_key_value_heads;
-            let damage = curve(&damages[layer_idx].attention).at(n_removed).filter(|_| removable)?;
+            let damage =
+                damages.curve(&damages.layers[layer_idx].attention).at(n_removed).filter(|_| removable)?;
             Some((damage / group_params(config, layer).max(1) as f64, layer_idx))
         };
-        let least = (0..damages.len()).filter_map(price).min_by(|a, b| a.0.total_cmp(&b.0));
+        let least = (0..damages.layers.len()).filter_map(price).min_by(|a, b| a.0.total_cmp(&b.0));
         least.map(|(_, layer_idx)| layer_idx)
     }
 }
 
-fn curve(damage: &CutDamage) -> DamageCurve<'_> {
-    DamageCurve {
-        errors: &damage.errors,
-        reference: damage.reference,
-        measured: damage.measured,
-        gamma: GAMMA,
+/// What the sweep measured, and how it is read.
+struct Damages<'a> {
+    layers: &'a [LayerDamage],
+    gamma: f64,
+}
+
+impl Damages<'_> {
+    fn curve<'d>(&self, damage: &'d CutDamage) -> DamageCurve<'d> {
+        DamageCurve {
+            errors: &damage.errors,
+            reference: damage.reference,
+            measured: damage.measured,
+            gamma: self.gamma,
+        }
     }
 }
 
@@ -184,14 +192,14 @@ struct Spreading {
 fn without(
     job: &Job<'_>,
     config: &ModelConfig,
-    damages: &[LayerDamage],
+    damages: &Damages<'_>,
     leaving: &Leaving,
 ) -> Result<Spreading, PruneError> {
     let beyond = |error: &dyn std::error::Error| ratio_error(job, error);
     let (mut freed, mut amplitude) = (0, 0.0);
     let mut kept = Vec::new();
     let mut stacks = Vec::new();
-    for (layer_idx, (layer, damage)) in config.layers.iter().zip(damages).enumerate() {
+    for (layer_idx, (layer, damage)) in config.layers.iter().zip(damages.layers).enumerate() {
         if leaving.layers.contains(&layer_idx) {
             freed += config.layer_params(layer);
             amplitude += damage.removed.sqrt();
@@ -199,11 +207,13 @@ fn without(
         }
         if leaving.groups[layer_idx] != 0 {
             freed += leaving.groups[layer_idx] as u64 * group_params(config, layer);
-            let damage = curve(&damage.attention).at(leaving.groups[layer_idx]).unwrap_or(f64::INFINITY);
+            let damage =
+                damages.curve(&damage.attention).at(leaving.groups[layer_idx]).unwrap_or(f64::INFINITY);
             amplitude += damage.sqrt();
         }
         let n_units = layer.intermediate_size;
-        let stack = Stack::new(n_units, neuron_params(config), WidthGrid::NEURONS, &curve(&damage.mlp));
+        let stack =
+            Stack::new(n_units, neuron_params(config), WidthGrid::NEURONS, &damages.curve(&damage.mlp));
         stacks.push(stack.map_err(|error| beyond(&error))?);
         kept.push(layer_idx);
     }
@@ -212,7 +222,7 @@ fn without(
         reason: "what leaves whole is more than was to be removed".to_owned(),
     })?;
     let widths = allocate(&stacks, remove, config.all_layer_params()).map_err(|error| beyond(&error))?;
-    let mut layers = vec![LayerDecision::Remove; damages.len()];
+    let mut layers = vec![LayerDecision::Remove; damages.layers.len()];
     for (&layer_idx, &width) in kept.iter().zip(&widths.keep) {
         let kv_groups = config.layers[layer_idx].num_key_value_heads - leaving.groups[layer_idx];
         layers[layer_idx] = LayerDecision::Keep { width, kv_groups };

@@ -114,7 +114,7 @@ impl Projection {
     ) -> Result<(Vec<usize>, Recovery), PruneError> {
         job.check_cancel()?;
         let fail = |error: NumericError| self.fail(&error);
-        if method.width.reads_by_rows() {
+        if let Some(damping) = method.width.damping_by_rows() {
             let rows = self.rows(job)?;
             let rows = rows.view();
             if let Some(shares) = method.teacher {
@@ -122,7 +122,7 @@ impl Projection {
             } else {
                 stats.set_own_target(rows).map_err(fail)?;
             }
-            let problem = fit_problem(stats, rows).map_err(fail)?;
+            let problem = fit_problem(stats, rows, damping).map_err(fail)?;
             let kept = if keep * self.unit_len == self.n_in {
                 (0..keep).collect()
             } else {
@@ -191,9 +191,10 @@ impl ProjectionRows {
 pub(crate) fn fit_problem<'a>(
     stats: &'a LayerStats,
     prior: MatrixView<'a>,
+    damping: Damping,
 ) -> Result<FitProblem<'a>, NumericError> {
     let matrices = FitMatrices { gram: stats.gram_view()?, cross: stats.cross_view()?, prior };
-    FitProblem::of_matrices(matrices, stats.n_in, stats.n_out, Damping::REFIT)
+    FitProblem::of_matrices(matrices, stats.n_in, stats.n_out, damping)
 }
 
 /// What an output projection would have to add to each token: the way from the student's hidden states before the

@@ -16,7 +16,7 @@ use crate::layer_pass::{advance, advance_layer, collect};
 use crate::methods::{step_of, unit_range};
 use crate::pipeline::measured_share;
 use crate::projection::{Projection, accumulate, fit_problem, numeric, settle_sums};
-use crate::refit::refit;
+use crate::refit::{Damping, refit};
 use crate::select::{Quadratic, Removal, RemovalOptions, Round, remove_units};
 use crate::speed::sweep_flops;
 use crate::spill::Spill;
@@ -105,8 +105,8 @@ impl SweepWindows {
     }
 }
 
-/// Measures every layer, or takes up what an earlier run measured.
-pub(crate) fn sweep(job: &mut Job<'_>) -> Result<Vec<LayerDamage>, PruneError> {
+/// Measures every layer, or takes up what an earlier run measured. `damping`: of the refits behind the curves.
+pub(crate) fn sweep(job: &mut Job<'_>, damping: Damping) -> Result<Vec<LayerDamage>, PruneError> {
     let from = Instant::now();
     let source = job.request.source.clone();
     let (n_layers, hidden_size) = (source.config().n_layers(), source.config().hidden_size);
@@ -115,8 +115,8 @@ pub(crate) fn sweep(job: &mut Job<'_>) -> Result<Vec<LayerDamage>, PruneError> {
         Spill::open(&job.work.file(name), hidden_size).map_err(|error| job.io_error(name, error))
     };
     let spills = [open(SPILL_NAMES[0])?, open(SPILL_NAMES[1])?];
-    let mut state =
-        Sweep { windows, spills, layer_idx: 0, rows: vec![0.0; WINDOW_LEN * hidden_size], n_copies: 0 };
+    let rows = vec![0.0; WINDOW_LEN * hidden_size];
+    let mut state = Sweep { windows, damping, spills, layer_idx: 0, rows, n_copies: 0 };
     let mut damages: Vec<LayerDamage> = Vec::with_capacity(n_layers);
     let mut fresh = false;
     for layer_idx in 0..n_layers {
@@ -170,6 +170,7 @@ const SPILL_NAMES: [&str; 2] = ["spill-probe-0", "spill-probe-1"];
 /// then [`COPIES`] for each measured layer passed.
 struct Sweep {
     windows: SweepWindows,
+    damping: Damping,
     spills: [Spill; 2],
     /// The layer that is passed; after the last one, their number.
     layer_idx: usize,
@@ -229,8 +230,14 @@ impl Sweep {
         drop(runner);
         source.give_back_layer(layer_idx);
         let config = source.config();
-        let attention = cut_for_curve(job, Projection::of_attention(config, layer_idx), attention, 1)?;
-        let mlp = cut_for_curve(job, Projection::of_mlp(config, layer_idx), mlp, WidthGrid::NEURONS.floor)?;
+        let attention =
+            cut_for_curve(job, Projection::of_attention(config, layer_idx), attention, (1, self.damping))?;
+        let mlp = cut_for_curve(
+            job,
+            Projection::of_mlp(config, layer_idx),
+            mlp,
+            (WidthGrid::NEURONS.floor, self.damping),
+        )?;
         let runner = LayerRunner::new(source.as_ref(), layer_idx, job.pool.clone())?;
         self.read(job, self.untouched_slot())?;
         if is_measured(layer_idx, config.n_layers()) {
@@ -365,7 +372,7 @@ fn cut_for_curve(
     job: &Job<'_>,
     projection: Projection,
     mut stats: LayerStats,
-    floor: usize,
+    (floor, damping): (usize, Damping),
 ) -> Result<CurveCut, PruneError> {
     if projection.n_in == 0 {
         return Ok(CurveCut {
@@ -377,7 +384,7 @@ fn cut_for_curve(
     settle_sums(job, &mut stats)?;
     let rows = projection.rows(job)?;
     stats.set_own_target(rows.view()).map_err(fail)?;
-    let problem = fit_problem(&stats, rows.view()).map_err(fail)?;
+    let problem = fit_problem(&stats, rows.view(), damping).map_err(fail)?;
     let n_units = projection.n_in / projection.unit_len;
     let options = RemovalOptions {
         unit_len: projection.unit_len,

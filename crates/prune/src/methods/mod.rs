@@ -22,6 +22,7 @@ pub use wanda::WandaSp;
 
 use crate::comp::Comp;
 use crate::numeric::{NumericError, check_len, check_rising};
+use crate::refit::Damping;
 use crate::stats::LayerStats;
 
 /// An output projection whose inputs are removed in units of `unit_len` neighbouring columns.
@@ -134,10 +135,10 @@ pub trait WidthMethod: Sync {
         InputSource::PrunedPrefix
     }
 
-    /// Whether selection and refit go through [`crate::refit::FitProblem`] alone, so that the Gram matrix may lie
-    /// outside of memory.
-    fn reads_by_rows(&self) -> bool {
-        false
+    /// The ridge of a method whose selection and refit go through [`crate::refit::FitProblem`] alone, so that the Gram
+    /// matrix may lie outside of memory.
+    fn damping_by_rows(&self) -> Option<Damping> {
+        None
     }
 
     /// Returns the importance of each unit, `[n_units]`; higher means keep.

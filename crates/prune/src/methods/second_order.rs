@@ -85,8 +85,8 @@ impl WidthMethod for SecondOrder {
         })
     }
 
-    fn reads_by_rows(&self) -> bool {
-        true
+    fn damping_by_rows(&self) -> Option<Damping> {
+        Some(self.damping)
     }
 
     fn recover(
