@@ -9,6 +9,7 @@ use landlock::{
     ABI, Access, AccessFs, AccessNet, CompatLevel, Compatible, PathBeneath, PathFd, Ruleset, RulesetAttr,
     RulesetCreatedAttr, RulesetError, RulesetStatus, Scope,
 };
+use std::collections::BTreeSet;
 use std::path::{Path, PathBuf};
 
 /// Rules newer than this are not known here; older kernels keep those they know.
@@ -31,12 +32,7 @@ pub(crate) enum Confinement {
 /// When the kernel has landlock and refuses.
 pub(crate) fn confine(settings: &Settings, model: Option<&Path>) -> Result<Confinement, RulesetError> {
     let mut readable: Vec<PathBuf> = READABLE.iter().map(PathBuf::from).collect();
-    // A model may be replaced by renaming, so its folder is what is allowed.
-    readable.extend(
-        model
-            .and_then(Path::parent)
-            .map(|dir| if dir == Path::new("") { PathBuf::from(".") } else { dir.to_owned() }),
-    );
+    readable.extend(model.map(folders_of).unwrap_or_default());
     readable.extend(settings.calibration.clone());
     readable.extend(settings.api_key_file.clone());
     readable.extend(Settings::credential().and_then(|path| path.parent().map(Path::to_owned)));
@@ -56,6 +52,19 @@ pub(crate) fn confine(settings: &Settings, model: Option<&Path>) -> Result<Confi
         RulesetStatus::PartiallyEnforced => Confinement::Partial,
         RulesetStatus::NotEnforced => Confinement::None,
     })
+}
+
+/// The folders that hold the files of a model: a file may be replaced by renaming, so its folder is what is allowed. Model
+/// caches are full of symbolic links, so those where they lead are allowed too.
+fn folders_of(model: &Path) -> BTreeSet<PathBuf> {
+    let mut files = vec![model.to_owned()];
+    files.extend(model.read_dir().into_iter().flatten().flatten().map(|entry| entry.path()));
+    let linked: Vec<_> = files.iter().filter_map(|path| path.canonicalize().ok()).collect();
+    let folder = |path: &PathBuf| {
+        let dir = path.parent()?;
+        Some(if dir == Path::new("") { PathBuf::from(".") } else { dir.to_owned() })
+    };
+    files.iter().chain(&linked).filter_map(folder).collect()
 }
 
 /// Rules for the paths that exist.
@@ -86,19 +95,23 @@ mod tests {
         let state_dir = dir.path().join("state");
         fs::create_dir(&state_dir).unwrap();
         let settings = Settings { state_dir: state_dir.clone(), ..Settings::default() };
+        let linked = Path::new(env!("CARGO_MANIFEST_DIR")).join("src/main.rs");
+        let link = dir.path().join("m.gguf");
+        std::os::unix::fs::symlink(&linked, &link).unwrap();
         // Only this thread is confined, not those of other tests.
         let thread = std::thread::spawn(move || {
             let listener = TcpListener::bind("127.0.0.1:0").unwrap();
             let address = listener.local_addr().unwrap();
             let outside = Path::new(env!("CARGO_MANIFEST_DIR")).join("Cargo.toml");
             assert!(fs::read(&outside).is_ok());
-            let how = confine(&settings, None).unwrap();
+            let how = confine(&settings, Some(&link)).unwrap();
             if how == Confinement::None {
                 eprintln!("skipped: this kernel has no landlock");
                 return;
             }
             assert_eq!(fs::read(&outside).unwrap_err().kind(), ErrorKind::PermissionDenied);
             assert!(fs::read("/proc/meminfo").is_ok());
+            assert!(fs::read(&link).is_ok(), "a link to a model is followed");
             fs::write(state_dir.join("x"), "x").unwrap();
             fs::rename(state_dir.join("x"), state_dir.join("y")).unwrap();
             if how == Confinement::Full {

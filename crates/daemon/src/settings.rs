@@ -24,7 +24,7 @@ pub(crate) struct Settings {
     #[serde(deserialize_with = "text_or_number")]
     pub(crate) memory_budget: String,
     pub(crate) context_len: Option<usize>,
-    pub(crate) kv_dtype: String,
+    pub(crate) kv_dtype: Option<String>,
     pub(crate) threads: Option<usize>,
     pub(crate) precision: Option<String>,
     pub(crate) host: String,
@@ -57,7 +57,7 @@ impl Default for Settings {
             model: None,
             memory_budget: "auto".into(),
             context_len: None,
-            kv_dtype: "f16".into(),
+            kv_dtype: None,
             threads: None,
             precision: None,
             host: "127.0.0.1".into(),
@@ -118,7 +118,7 @@ impl Settings {
             policy: Some(self.policy.clone()),
             dtype: Some(self.dtype.clone()),
             table_dtype: Some(self.table_dtype.clone()),
-            kv_dtype: Some(self.kv_dtype.clone()),
+            kv_dtype: self.kv_dtype.clone(),
         }
     }
 
@@ -128,6 +128,7 @@ impl Settings {
             memory_budget: self.memory_budget.clone(),
             n_threads: self.threads,
             precision: self.precision.clone(),
+            kv_dtype: self.kv_dtype.clone(),
         }
     }
 }

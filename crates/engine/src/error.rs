@@ -23,6 +23,16 @@ pub enum EngineError {
         /// Vocabulary size.
         vocab_size: usize,
     },
+    /// Heads of this width cannot be kept so.
+    #[error(
+        "keys and values of heads with {head_dim} values cannot be kept as {kv_dtype}, which takes them in groups of 32: choose f16"
+    )]
+    KvDType {
+        /// How they should be kept.
+        kv_dtype: &'static str,
+        /// Values in a head.
+        head_dim: usize,
+    },
     /// Nothing to run.
     #[error("no tokens given")]
     Empty,

@@ -4,6 +4,8 @@ use half::f16;
 use half::slice::HalfFloatSliceExt;
 use half::vec::HalfBitsVecExt;
 use secateur_model::{KvDType, LayerConfig};
+use secateur_tensor::DType;
+use secateur_tensor::blocks::quantize;
 use secateur_tensor::kernels::KvSlice;
 
 /// The cache of one layer.
@@ -20,14 +22,16 @@ pub(crate) struct KvLayer {
 enum KvBuffer {
     F32(Vec<f32>),
     F16(Vec<f16>),
+    Q8_0(Vec<u8>),
 }
 
 impl KvBuffer {
-    /// Zeroed, so that pages stay untouched until tokens fill them.
-    fn zeroed(len: usize, dtype: KvDType) -> Self {
+    /// `n_values` of them, zeroed, so that pages stay untouched until tokens fill them.
+    fn zeroed(n_values: usize, dtype: KvDType) -> Self {
         match dtype {
-            KvDType::F32 => Self::F32(vec![0.0; len]),
-            KvDType::F16 => Self::F16(f16_zeros(len)),
+            KvDType::F32 => Self::F32(vec![0.0; n_values]),
+            KvDType::F16 => Self::F16(f16_zeros(n_values)),
+            KvDType::Q8_0 => Self::Q8_0(vec![0; q8_bytes(n_values)]),
         }
     }
 
@@ -35,6 +39,13 @@ impl KvBuffer {
         match self {
             Self::F32(buffer) => buffer[at..at + row.len()].copy_from_slice(row),
             Self::F16(buffer) => buffer[at..at + row.len()].convert_from_f32_slice(row),
+            Self::Q8_0(buffer) => {
+                let bytes = &mut buffer[q8_bytes(at)..q8_bytes(at + row.len())];
+                if quantize(DType::Q8_0, row, bytes).is_err() {
+                    // A row that is not finite has no bytes. Scales that are NaN make it show, as in the float types.
+                    bytes.fill(0xff);
+                }
+            }
         }
     }
 
@@ -42,8 +53,14 @@ impl KvBuffer {
         match self {
             Self::F32(buffer) => KvSlice::F32(buffer),
             Self::F16(buffer) => KvSlice::F16(buffer),
+            Self::Q8_0(buffer) => KvSlice::Q8_0(buffer),
         }
     }
+}
+
+/// Bytes of `n_values`, a multiple of 32.
+fn q8_bytes(n_values: usize) -> usize {
+    n_values / DType::Q8_0.block_len() * DType::Q8_0.block_bytes()
 }
 
 /// Zeros that take no memory until they are written: the standard library asks the system for them only where it knows
@@ -66,6 +83,15 @@ impl Resize {
         match buffer {
             KvBuffer::F32(values) => KvBuffer::F32(self.moved(values, vec![0.0; len])),
             KvBuffer::F16(values) => KvBuffer::F16(self.moved(values, f16_zeros(len))),
+            KvBuffer::Q8_0(bytes) => {
+                let in_bytes = Self {
+                    old_row: q8_bytes(self.old_row),
+                    new_row: q8_bytes(self.new_row),
+                    n_kept: q8_bytes(self.n_kept),
+                    ..*self
+                };
+                KvBuffer::Q8_0(in_bytes.moved(bytes, vec![0; q8_bytes(len)]))
+            }
         }
     }
 

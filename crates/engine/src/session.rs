@@ -41,6 +41,8 @@ impl Inner {
 pub struct Engine {
     inner: Arc<Inner>,
     precision: Precision,
+    /// How windows that are scored keep keys and values.
+    scored_kv: KvDType,
 }
 
 impl Engine {
@@ -67,13 +69,19 @@ impl Engine {
         let embedding = Embedding::new(source.as_ref())?;
         let head = Head::new(source.as_ref())?;
         let inner = Inner { source, pool, embedding, head, layers, scratch };
-        Ok(Self { inner: Arc::new(inner), precision: Precision::F32 })
+        Ok(Self { inner: Arc::new(inner), precision: Precision::F32, scored_kv: KvDType::F32 })
     }
 
     /// The same engine with activations that enter the products with weights as `precision` says.
     #[must_use]
     pub fn with_precision(self, precision: Precision) -> Self {
         Self { precision, ..self }
+    }
+
+    /// The same engine with scored windows that keep keys and values as `kv_dtype` instead of exactly.
+    #[must_use]
+    pub fn with_kv_dtype(self, kv_dtype: KvDType) -> Self {
+        Self { scored_kv: kv_dtype, ..self }
     }
 
     /// How activations enter the products with weights.
@@ -108,12 +116,15 @@ impl Engine {
 
     /// Starts an empty session with room for `context_len` tokens. The cache is allocated here, once.
     /// # Errors
-    /// [`EngineError::Empty`] for a context of no tokens.
+    /// [`EngineError::Empty`] for a context of no tokens; [`EngineError::KvDType`] when heads of this width cannot be kept so.
     pub fn session(&self, context_len: usize, kv_dtype: KvDType) -> Result<Session, EngineError> {
         if context_len == 0 {
             return Err(EngineError::Empty);
         }
         let config = self.config();
+        if kv_dtype.row_bytes(config.head_dim).is_none() {
+            return Err(EngineError::KvDType { kv_dtype: kv_dtype.name(), head_dim: config.head_dim });
+        }
         let cache = |layer| KvLayer::new(layer, config.head_dim, context_len, kv_dtype);
         Ok(Session {
             caches: config.layers.iter().map(cache).collect(),
@@ -169,7 +180,7 @@ impl Engine {
         let Some(targets) = window.get(1..).filter(|targets| !targets.is_empty()) else {
             return Err(EngineError::Empty);
         };
-        let mut session = self.session(window.len(), KvDType::F32)?;
+        let mut session = self.session(window.len(), self.scored_kv)?;
         let mut losses = Vec::with_capacity(targets.len());
         let inputs = &window[..targets.len()];
         for (chunk, targets) in inputs.chunks(PREFILL_CHUNK).zip(targets.chunks(PREFILL_CHUNK)) {

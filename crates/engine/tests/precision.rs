@@ -5,7 +5,7 @@ mod common;
 
 use common::{FULL, config, source, stored_in};
 use secateur_engine::{Engine, EngineOptions, MAX_EACH, Precision};
-use secateur_model::{KvDType, LayerConfig};
+use secateur_model::{KvDType, LayerConfig, ModelConfig};
 use secateur_tensor::DType;
 use std::sync::Arc;
 
@@ -13,7 +13,12 @@ const TOKENS: [u32; 9] = [3, 1, 4, 15, 9, 26, 5, 35, 8];
 const WIDE: LayerConfig = LayerConfig { intermediate_size: 96, ..FULL };
 
 fn engine(dtype: DType) -> Engine {
-    let source = stored_in(source(config(vec![WIDE, FULL])), dtype);
+    engine_of(8, dtype)
+}
+
+fn engine_of(head_dim: usize, dtype: DType) -> Engine {
+    let config = ModelConfig { head_dim, ..config(vec![WIDE, FULL]) };
+    let source = stored_in(source(config), dtype);
     Engine::new(Arc::new(source), EngineOptions { n_threads: 2 }).unwrap()
 }
 
@@ -45,8 +50,8 @@ fn rounded_activations_change_logits_a_little() {
 #[test]
 fn logits_after_each_token_are_the_bits_of_single_steps() {
     for dtype in [DType::F32, DType::F16, DType::BF16, DType::Q8_0, DType::Q4_0, DType::Q4_1] {
-        for kv_dtype in [KvDType::F32, KvDType::F16] {
-            let engine = engine(dtype).with_precision(Precision::Int8);
+        for kv_dtype in KvDType::ALL {
+            let engine = engine_of(32, dtype).with_precision(Precision::Int8);
             let mut single = engine.session(32, kv_dtype).unwrap();
             let mut each = engine.session(32, kv_dtype).unwrap();
             for session in [&mut single, &mut each] {
@@ -66,4 +71,27 @@ fn logits_after_each_token_are_the_bits_of_single_steps() {
             }
         }
     }
+}
+
+#[test]
+fn rounded_keys_and_values_change_logits_a_little_and_survive_a_change_of_context() {
+    let logits = |kv_dtype| {
+        let mut session = engine_of(32, DType::F32).session(16, kv_dtype).unwrap();
+        session.extend(&TOKENS, &never).unwrap();
+        session.resize(24).unwrap();
+        session.extend(&[7], &never).unwrap().to_vec()
+    };
+    let exact = logits(KvDType::F32);
+    let largest = exact.iter().fold(0.0_f32, |max, value| max.max(value.abs()));
+    for (kv_dtype, bound) in [(KvDType::F16, 1e-3), (KvDType::Q8_0, 1e-2)] {
+        let rounded = logits(kv_dtype);
+        let gap = exact.iter().zip(&rounded).map(|(a, b)| (a - b).abs()).fold(0.0, f32::max);
+        assert!(0.0 < gap && gap < bound * largest, "{kv_dtype:?}: off by {gap} of {largest}");
+    }
+}
+
+#[test]
+fn heads_that_are_no_whole_groups_are_not_kept_as_q8_0() {
+    let error = engine(DType::F32).session(16, KvDType::Q8_0).err().unwrap();
+    assert!(error.to_string().contains("choose f16"), "{error}");
 }

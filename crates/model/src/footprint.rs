@@ -11,16 +11,23 @@ pub enum KvDType {
     /// 2 bytes each: the default for serving.
     #[default]
     F16,
+    /// 34 bytes for 32, as ggml stores `q8_0`: for heads of whole groups of 32.
+    Q8_0,
 }
 
 impl KvDType {
-    /// Bytes of one value.
+    /// All of them.
+    pub const ALL: [Self; 3] = [Self::F32, Self::F16, Self::Q8_0];
+
+    /// Bytes of the keys or the values of one token in one head, or `None` when heads of this width cannot be kept so.
     #[must_use]
-    pub const fn bytes(self) -> usize {
-        match self {
-            Self::F32 => 4,
-            Self::F16 => 2,
-        }
+    pub const fn row_bytes(self, head_dim: usize) -> Option<usize> {
+        let dtype = match self {
+            Self::F32 => DType::F32,
+            Self::F16 => DType::F16,
+            Self::Q8_0 => DType::Q8_0,
+        };
+        dtype.row_bytes(head_dim)
     }
 
     /// Name as users write it.
@@ -29,13 +36,14 @@ impl KvDType {
         match self {
             Self::F32 => "f32",
             Self::F16 => "f16",
+            Self::Q8_0 => "q8_0",
         }
     }
 
     /// The type with this name.
     #[must_use]
     pub fn from_name(name: &str) -> Option<Self> {
-        [Self::F32, Self::F16].into_iter().find(|kv| kv.name().eq_ignore_ascii_case(name))
+        Self::ALL.into_iter().find(|kv| kv.name().eq_ignore_ascii_case(name))
     }
 }
 
@@ -110,11 +118,13 @@ pub const fn writable_dtype(dtype: DType) -> DType {
     }
 }
 
-/// Bytes of keys and values for `context_len` tokens over `layers`.
+/// Bytes of keys and values for `context_len` tokens over `layers`; those of f16 where heads of this width cannot be kept
+/// as asked (which planner and engine refuse).
 #[must_use]
 pub fn kv_cache_bytes(config: &ModelConfig, layers: &[LayerConfig], context_len: usize, kv: KvDType) -> u64 {
     let kv_heads: usize = layers.iter().map(|layer| layer.num_key_value_heads).sum();
-    2 * (kv_heads * config.head_dim * kv.bytes()) as u64 * context_len as u64
+    let row_bytes = kv.row_bytes(config.head_dim).unwrap_or(2 * config.head_dim);
+    2 * (kv_heads * row_bytes) as u64 * context_len as u64
 }
 
 /// Bytes of a forward pass over `n_tokens` tokens at once, all f32: one layer's buffers and the logits.
@@ -187,6 +197,8 @@ mod tests {
     fn cache_and_activations_of_the_reference_shape() {
         let config = config();
         assert_eq!(kv_cache_bytes(&config, &config.layers, 2048, KvDType::F16), 2 * 30 * 192 * 2 * 2048);
+        assert_eq!(kv_cache_bytes(&config, &config.layers, 2048, KvDType::Q8_0), 2 * 30 * 3 * 68 * 2048);
+        assert_eq!(KvDType::Q8_0.row_bytes(80), None);
         let want = 4 * (256 * (3 * 576 + 2 * 1536) + 2 * 49152);
         assert_eq!(activations_bytes(&config, &config.layers, 256), want);
         assert_eq!(activations_bytes(&config, &[], 1), 4 * (3 * 576 + 2 * 49152));

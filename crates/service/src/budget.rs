@@ -85,7 +85,7 @@ pub struct PlanSettings {
     pub dtype: Option<String>,
     /// How token table and output head are stored: `auto` (also when absent), `keep` or a dtype.
     pub table_dtype: Option<String>,
-    /// `f16` or `f32`.
+    /// `f32`, `f16` or `q8_0`.
     pub kv_dtype: Option<String>,
 }
 
@@ -99,17 +99,13 @@ impl PlanSettings {
                 || invalid("policy", format!("`{name}` is not known, allowed are quality, compatible"));
             PlanPolicy::from_name(name).ok_or_else(unknown)
         });
-        let kv_dtype = self.kv_dtype.as_deref().map(|name| {
-            let unknown = || invalid("kv_dtype", format!("`{name}` is not known, allowed are f16, f32"));
-            KvDType::from_name(name).ok_or_else(unknown)
-        });
         let dtype = parse_storage("dtype", self.dtype.as_deref())?;
         Ok(PlanRequest {
             context_len: self.context_len,
             policy: policy.transpose()?.unwrap_or_default(),
             dtype,
             tables: self.tables(dtype)?,
-            kv_dtype: kv_dtype.transpose()?.unwrap_or_default(),
+            kv_dtype: parse_kv_dtype(self.kv_dtype.as_deref(), KvDType::default())?,
             ..PlanRequest::default()
         })
     }
@@ -181,6 +177,16 @@ pub(crate) fn summarize(file: &ModelFile) -> Result<WeightsSummary, ServiceError
 #[must_use]
 pub(crate) fn plan_view(plan: &PrunePlan, budget_bytes: u64, settings: &PlanSettings) -> PlanView {
     PlanView::new(plan, settings.ratio.is_none().then_some(budget_bytes))
+}
+
+/// How keys and values are kept, or `default` where nothing is asked for.
+/// # Errors
+/// [`ServiceError::Invalid`] for another name.
+pub(crate) fn parse_kv_dtype(asked: Option<&str>, default: KvDType) -> Result<KvDType, ServiceError> {
+    let Some(name) = asked else { return Ok(default) };
+    let allowed = KvDType::ALL.map(KvDType::name).join(", ");
+    let unknown = || invalid("kv_dtype", format!("`{name}` is not known, allowed are {allowed}"));
+    KvDType::from_name(name).ok_or_else(unknown)
 }
 
 #[cfg(test)]

@@ -86,6 +86,7 @@ impl From<PlanError> for ServiceError {
                 smallest_budget_bytes: Some(refusal.smallest_budget_bytes),
             },
             PlanError::Context { .. } => invalid("context_len", error.to_string()),
+            PlanError::KvDType { .. } => invalid("kv_dtype", error.to_string()),
             PlanError::DType(_) => invalid("dtype", error.to_string()),
             PlanError::Ratio { .. } => invalid("ratio", error.to_string()),
             PlanError::Config(_) | PlanError::Mismatch { .. } => internal(&error),

@@ -196,7 +196,13 @@ pub(super) fn bench(report: &BenchReport) -> String {
                 100.0 * report.memory_share
             ),
         ),
-        ("threads", format!("{} ({}, activations in {})", report.threads, report.isa, report.precision)),
+        (
+            "threads",
+            format!(
+                "{} ({}, activations in {}, keys and values in {})",
+                report.threads, report.isa, report.precision, report.kv_dtype
+            ),
+        ),
         ("peak memory", format_bytes(report.rss_peak_bytes)),
     ];
     rows.extend(report.depths.iter().map(|at| {

@@ -148,6 +148,16 @@ pub enum PlanError {
     /// The dtype can be read but not written.
     #[error("dtype `{0}` cannot be written: ask for f32, f16, bf16, q8_0, q4_0 or q4_1")]
     DType(DType),
+    /// Heads of this width cannot be kept so.
+    #[error(
+        "keys and values of heads with {head_dim} values cannot be kept as {kv_dtype}, which takes them in groups of 32: choose f16"
+    )]
+    KvDType {
+        /// How they should be kept.
+        kv_dtype: &'static str,
+        /// Values in a head.
+        head_dim: usize,
+    },
     /// More than can be removed.
     #[error("ratio {asked} is beyond what may be removed of this model: at most {reachable}")]
     Ratio {
@@ -337,6 +347,10 @@ impl<'a> Planner<'a> {
         let (layers, summarised) = (config.n_layers(), base_weights.layers.len());
         if layers != summarised {
             return Err(PlanError::Mismatch { layers, summarised });
+        }
+        let (kv_dtype, head_dim) = (request.kv_dtype, config.head_dim);
+        if kv_dtype.row_bytes(head_dim).is_none() {
+            return Err(PlanError::KvDType { kv_dtype: kv_dtype.name(), head_dim });
         }
         let (dtype, tables) = (request.dtype.asked(), request.tables.asked());
         let asked = dtype.into_iter().chain(tables);

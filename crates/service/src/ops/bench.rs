@@ -90,6 +90,8 @@ pub struct BenchReport {
     pub memory_share: f64,
     /// How activations entered products.
     pub precision: &'static str,
+    /// How keys and values were kept.
+    pub kv_dtype: &'static str,
     /// Speed with tokens already in the cache.
     #[serde(skip_serializing_if = "Vec::is_empty")]
     pub depths: Vec<DepthReport>,
@@ -134,14 +136,14 @@ pub fn bench(
     let context_len = deepest.max(request.prompt_tokens + request.generate_tokens);
     let need = CacheNeed {
         context_len,
-        kv_dtype: KvDType::F16,
+        kv_dtype: request.run.kv_dtype(KvDType::F16)?,
         smaller_by: "--prompt-tokens, --generate-tokens or --depths",
         precision: Precision::Int8,
         extra_bytes: 0,
     };
     let engine = engine_within(model, &request.run, &need)?;
     let prompt = prompt_tokens(model, request.prompt_tokens)?;
-    let mut session = engine.session(context_len, KvDType::F16)?;
+    let mut session = engine.session(context_len, need.kv_dtype)?;
     let mut runs = Vec::with_capacity(request.repeats);
     for repeat in 0..=request.repeats {
         let times = run_once(&mut session, &prompt, request.generate_tokens, cancel)?;
@@ -190,6 +192,7 @@ pub fn bench(
         memory_bytes_per_s,
         memory_share: weight_bytes as f64 * decode_tokens_per_s / memory_bytes_per_s,
         precision: engine.precision().name(),
+        kv_dtype: need.kv_dtype.name(),
         depths,
         model_bytes: model.file().file_bytes(),
         rss_peak_bytes: resident_bytes().1,

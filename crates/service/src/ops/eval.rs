@@ -93,7 +93,7 @@ pub fn eval_text(
     let tokens = text_tokens(model, request)?;
     let mut need = CacheNeed {
         context_len: request.seq_len.min(tokens.len()),
-        kv_dtype: KvDType::F32,
+        kv_dtype: request.run.kv_dtype(KvDType::F32)?,
         smaller_by: "--seq-len",
         precision: Precision::F32,
         extra_bytes: 0,
@@ -105,7 +105,7 @@ pub fn eval_text(
             Some(build_engine(base, std::sync::Arc::new(ThreadPool::new(request.run.resolve()?.1)))?)
         }
     };
-    let engine = engine_within(model, &request.run, &need)?;
+    let engine = engine_within(model, &request.run, &need)?.with_kv_dtype(need.kv_dtype);
     let cancelled = || cancel.load(Ordering::Relaxed);
     let started = Instant::now();
     let windows: Vec<&[u32]> = tokens.chunks(request.seq_len).filter(|window| 2 <= window.len()).collect();

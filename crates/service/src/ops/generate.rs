@@ -134,7 +134,7 @@ pub fn generate(
     let request = generate_request(tokenizer, context_len, config.vocab_size, prompt, &params)?;
     let need = CacheNeed {
         context_len,
-        kv_dtype: KvDType::F16,
+        kv_dtype: options.run.kv_dtype(KvDType::F16)?,
         smaller_by: "--max-tokens or --context-len",
         precision: Precision::Int8,
         extra_bytes: 0,
@@ -146,7 +146,7 @@ pub fn generate(
     });
     let need = CacheNeed { extra_bytes: draft_bytes.transpose()?.unwrap_or(0), ..need };
     let engine = engine_within(model, &options.run, &need)?;
-    let session = engine.session(context_len, KvDType::F16)?;
+    let session = engine.session(context_len, need.kv_dtype)?;
     let (mut text, mut tokens) = (String::new(), Vec::new());
     let mut on_event = |event| {
         if let GenerateEvent::Delta { text: more, logprobs } = event {
@@ -200,7 +200,7 @@ fn draft_session(
     }
     // Both never compute at once, so they share the threads.
     let draft = build_engine(draft, engine.pool())?.with_precision(engine.precision());
-    Ok(Some(draft.session(context_len, KvDType::F16)?))
+    Ok(Some(draft.session(context_len, options.run.kv_dtype(KvDType::F16)?)?))
 }
 
 fn same_vocabulary(model: &OpenModel, draft: &OpenModel) -> bool {

@@ -1,7 +1,7 @@
 //! An engine within a budget, for functions that run a model once.
 
 use crate::ServiceError;
-use crate::budget::{Budget, PlanSettings, summarize};
+use crate::budget::{Budget, PlanSettings, parse_kv_dtype, summarize};
 use crate::convert::data_error;
 use crate::opened::OpenModel;
 use secateur_engine::{Engine, EngineError, Precision};
@@ -20,11 +20,13 @@ pub struct RunOptions {
     /// `f32` or `int8`: how activations enter products with weights. Answers and their speed are computed with
     /// `int8` when absent, measures of quality with `f32`.
     pub precision: Option<String>,
+    /// `f32`, `f16` or `q8_0`: how keys and values are kept. `f16` when absent, for measures of quality `f32`.
+    pub kv_dtype: Option<String>,
 }
 
 impl Default for RunOptions {
     fn default() -> Self {
-        Self { memory_budget: "auto".to_owned(), n_threads: None, precision: None }
+        Self { memory_budget: "auto".to_owned(), n_threads: None, precision: None, kv_dtype: None }
     }
 }
 
@@ -42,6 +44,13 @@ impl RunOptions {
         }
         let n_threads = threads(self.n_threads, &budget)?;
         Ok((budget, n_threads))
+    }
+
+    /// How keys and values are kept.
+    /// # Errors
+    /// [`ServiceError::Invalid`].
+    pub(crate) fn kv_dtype(&self, default: KvDType) -> Result<KvDType, ServiceError> {
+        parse_kv_dtype(self.kv_dtype.as_deref(), default)
     }
 }
 

@@ -97,13 +97,13 @@ pub fn eval_tasks(
     }
     let need = CacheNeed {
         context_len: longest,
-        kv_dtype: KvDType::F32,
+        kv_dtype: request.run.kv_dtype(KvDType::F32)?,
         smaller_by: "file of tasks",
         precision: Precision::F32,
         extra_bytes: 0,
     };
     let engine = engine_within(model, &request.run, &need)?;
-    let mut session = engine.session(longest, KvDType::F32)?;
+    let mut session = engine.session(longest, need.kv_dtype)?;
     let started = Instant::now();
     let (mut right, mut right_norm, mut chance) = (0, 0, 0.0);
     for (idx, item) in encoded.iter().enumerate() {

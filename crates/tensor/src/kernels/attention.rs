@@ -9,7 +9,7 @@
 
 use super::attention_decode::decode;
 use super::elementwise::exp_or_zero;
-use super::format::{F16, decode_row};
+use super::format::{F16, Q8_0, RowFormat, decode_row};
 use super::isa::{Isa, Kernel};
 use super::out::OutPtr;
 use super::pack::{PanelSource, pack_a, pack_b};
@@ -34,13 +34,35 @@ pub enum KvSlice<'a> {
     F32(&'a [f32]),
     /// As f16.
     F16(&'a [f16]),
+    /// As blocks of `q8_0`, 34 bytes for 32 values: for heads of whole blocks.
+    Q8_0(&'a [u8]),
 }
 
 impl KvSlice<'_> {
-    fn len(self) -> usize {
+    /// Number of values; `None` when these are not whole blocks for heads of `head_dim` values.
+    fn n_values(self, head_dim: usize) -> Option<usize> {
         match self {
-            Self::F32(data) => data.len(),
-            Self::F16(data) => data.len(),
+            Self::F32(data) => Some(data.len()),
+            Self::F16(data) => Some(data.len()),
+            Self::Q8_0(data) => {
+                let is_whole =
+                    head_dim.is_multiple_of(Q8_0::GROUP) && data.len().is_multiple_of(Q8_0::GROUP_BYTES);
+                is_whole.then_some(data.len() / Q8_0::GROUP_BYTES * Q8_0::GROUP)
+            }
+        }
+    }
+
+    /// Where value `start` begins, with room for `n` values behind it.
+    /// # Panics
+    /// When there is less.
+    pub(crate) fn bytes_at(self, start: usize, n: usize) -> *const u8 {
+        match self {
+            Self::F32(data) => data[start..start + n].as_ptr().cast(),
+            Self::F16(data) => data[start..start + n].as_ptr().cast(),
+            Self::Q8_0(data) => {
+                let bytes = |n_values: usize| n_values / Q8_0::GROUP * Q8_0::GROUP_BYTES;
+                data[bytes(start)..bytes(start + n)].as_ptr()
+            }
         }
     }
 }
@@ -91,11 +113,13 @@ impl AttentionArgs<'_> {
         let n_values = n_kv_heads * self.context_len * head_dim;
         let same = matches!(
             (self.keys, self.values),
-            (KvSlice::F32(_), KvSlice::F32(_)) | (KvSlice::F16(_), KvSlice::F16(_))
+            (KvSlice::F32(_), KvSlice::F32(_))
+                | (KvSlice::F16(_), KvSlice::F16(_))
+                | (KvSlice::Q8_0(_), KvSlice::Q8_0(_))
         );
         assert!(same, "keys and values of different types");
         assert!(
-            self.keys.len() == n_values && self.values.len() == n_values,
+            [self.keys, self.values].iter().all(|slice| slice.n_values(head_dim) == Some(n_values)),
             "cache is not [n_kv_heads, ..]"
         );
     }
@@ -481,14 +505,18 @@ fn plain_rows<'a, S: Simd>(
     n: usize,
     stage: &'a mut [f32],
 ) -> &'a [f32] {
-    match slice {
-        KvSlice::F32(data) => &data[start..start + n],
-        KvSlice::F16(data) => {
-            let data = &data[start..start + n];
-            let stage = &mut stage[..n];
-            // SAFETY: both have `n` values.
-            unsafe { decode_row(simd, F16, data.as_ptr().cast(), n, stage.as_mut_ptr()) };
-            stage
+    if let KvSlice::F32(data) = slice {
+        return &data[start..start + n];
+    }
+    let from = slice.bytes_at(start, n);
+    let stage = &mut stage[..n];
+    // SAFETY: both have `n` values, which are whole groups, since heads are (`check`).
+    unsafe {
+        if matches!(slice, KvSlice::F16(_)) {
+            decode_row(simd, F16, from, n, stage.as_mut_ptr());
+        } else {
+            decode_row(simd, Q8_0, from, n, stage.as_mut_ptr());
         }
     }
+    stage
 }

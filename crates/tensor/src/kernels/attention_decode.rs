@@ -5,7 +5,7 @@
 
 use super::attention::{AttentionArgs, AttentionScratch, KvSlice};
 use super::elementwise::exp_in_place;
-use super::format::{F16, F32, RowFormat};
+use super::format::{F16, F32, Q8_0, RowFormat};
 use super::isa::{Isa, Kernel};
 use super::out::OutPtr;
 use super::pool::ThreadPool;
@@ -102,15 +102,12 @@ impl Kernel for ChunkTask<'_> {
     fn run<S: Simd>(mut self, simd: S) {
         let args = self.args;
         let start = (self.kv_head * args.context_len + self.keys.start) * args.head_dim;
-        let end = start + self.keys.len() * args.head_dim;
-        let bytes = |slice| match slice {
-            KvSlice::F32(data) => data[start..end].as_ptr().cast::<u8>(),
-            KvSlice::F16(data) => data[start..end].as_ptr().cast::<u8>(),
-        };
-        let (keys, values) = (bytes(args.keys), bytes(args.values));
+        let n_values = self.keys.len() * args.head_dim;
+        let (keys, values) = (args.keys.bytes_at(start, n_values), args.values.bytes_at(start, n_values));
         match (args.keys, args.values) {
             (KvSlice::F32(_), KvSlice::F32(_)) => self.heads(simd, Rows { _format: F32, keys, values }),
             (KvSlice::F16(_), KvSlice::F16(_)) => self.heads(simd, Rows { _format: F16, keys, values }),
+            (KvSlice::Q8_0(_), KvSlice::Q8_0(_)) => self.heads(simd, Rows { _format: Q8_0, keys, values }),
             _ => unreachable!("keys and values of different types"),
         }
     }
@@ -135,7 +132,7 @@ impl ChunkTask<'_> {
     fn some_heads<S: Simd, F: RowFormat, const H: usize>(&mut self, simd: S, rows: Rows<F>, head: usize) {
         let head_dim = self.args.head_dim;
         let n_keys = self.keys.len();
-        let row_bytes = head_dim * F::GROUP_BYTES;
+        let row_bytes = head_dim / F::GROUP * F::GROUP_BYTES;
         let scale = 1.0 / (head_dim as f32).sqrt();
         let queries: [*const f32; H] =
             std::array::from_fn(|h| self.args.queries[(head + h) * head_dim..][..head_dim].as_ptr());
@@ -166,19 +163,20 @@ impl ChunkTask<'_> {
     #[inline(always)]
     fn mix<S: Simd, F: RowFormat, const H: usize>(&self, simd: S, rows: Rows<F>, head: usize) {
         let head_dim = self.args.head_dim;
-        let row_bytes = head_dim * F::GROUP_BYTES;
+        let row_bytes = head_dim / F::GROUP * F::GROUP_BYTES;
         let weights = self.weights.as_ptr();
         let partial = |h: usize| ((head + h) * self.n_chunks + self.keys.start / CHUNK) * (head_dim + 2) + 2;
         let mut dim = 0;
-        // SAFETY: `values` has a row of `head_dim` values for each key; there are `H * CHUNK` weights, and the
-        // partial results of these heads belong to this task alone.
+        // SAFETY: `values` has a row of `head_dim` values for each key, whole groups of them; there are `H * CHUNK` weights,
+        // and the partial results of these heads belong to this task alone. Two vectors divide a group of 32, so that no
+        // single values are left where the format has none.
         unsafe {
             while dim + 2 * S::LANES <= head_dim {
                 let mut sums = [[simd.splat(0.0); 2]; H];
                 for key in 0..self.keys.len() {
-                    let from = rows.values.add(key * row_bytes + dim * F::GROUP_BYTES);
-                    let low = F::decode(simd, from, 0);
-                    let high = F::decode(simd, from.add(S::LANES * F::GROUP_BYTES), 0);
+                    let row = rows.values.add(key * row_bytes);
+                    let low = decode_at::<S, F>(simd, row, dim);
+                    let high = decode_at::<S, F>(simd, row, dim + S::LANES);
                     for (h, sums) in sums.iter_mut().enumerate() {
                         let weight = simd.splat(*weights.add(h * CHUNK + key));
                         sums[0] = simd.fma(weight, low, sums[0]);
@@ -203,4 +201,14 @@ impl ChunkTask<'_> {
             }
         }
     }
+}
+
+/// The `LANES` values of `row` from value `at` on, a multiple of `LANES`.
+/// # Safety
+/// They can be read, with the group in which they lie.
+#[inline(always)]
+unsafe fn decode_at<S: Simd, F: RowFormat>(simd: S, row: *const u8, at: usize) -> S::F {
+    let piece = if F::GROUP == 1 { 0 } else { at % F::GROUP / S::LANES };
+    // SAFETY: the caller vouches for the group.
+    unsafe { F::decode(simd, row.add(at / F::GROUP * F::GROUP_BYTES), piece) }
 }

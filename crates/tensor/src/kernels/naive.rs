@@ -2,7 +2,7 @@
 
 use super::view::Layout;
 use super::{AttentionArgs, GemmArgs, KvSlice};
-use crate::WeightMatrix;
+use crate::{DType, WeightMatrix, blocks};
 
 /// Twin of [`super::matmul`].
 pub fn matmul(inputs: &[f32], weight: &WeightMatrix, out: &mut [f32]) {
@@ -159,5 +159,10 @@ fn kv_row(slice: KvSlice<'_>, at: usize, head_dim: usize) -> Vec<f32> {
     match slice {
         KvSlice::F32(data) => data[at..at + head_dim].to_vec(),
         KvSlice::F16(data) => data[at..at + head_dim].iter().map(|v| v.to_f32()).collect(),
+        KvSlice::Q8_0(data) => {
+            let mut row = vec![0.0; head_dim];
+            blocks::dequantize(DType::Q8_0, &data[at / 32 * 34..(at + head_dim) / 32 * 34], &mut row);
+            row
+        }
     }
 }
