@@ -47,9 +47,10 @@ pub enum Precision {
     /// As they are.
     #[default]
     F32,
-    /// Rounded to signed bytes with one scale per 32, where the weights are stored as integers with one scale per 32
-    /// (q8_0, q4_0, q4_1); the products are exact integers. Against [`Self::F32`] a result is off by at most
-    /// `sum over groups of max|x| / 254 * sum|w|`. Other dtypes are multiplied as with [`Self::F32`].
+    /// Rounded to signed bytes with one scale per 32, where the weights are stored as integers: q8_0, q4_0 and q4_1, and
+    /// with up to 8 tokens q4_K, q5_K, q6_K, q5_0 and q5_1. The products are exact integers. Against [`Self::F32`] a
+    /// result is off by at most `sum over groups of max|x| / 254 * sum|w|`. Everything else is multiplied as with
+    /// [`Self::F32`].
     Int8,
 }
 
@@ -202,7 +203,8 @@ pub(crate) fn run_each(
     for by_bytes in [true, false] {
         let mut targets = Targets::default();
         for Projection { weight, out } in projections.iter_mut() {
-            let bytes = mode.precision == Precision::Int8 && int8::has_bytes(weight.dtype());
+            let n_tokens = inputs.len().checked_div(weight.n_cols()).unwrap_or(0);
+            let bytes = mode.precision == Precision::Int8 && int8::has_bytes(weight.dtype(), n_tokens);
             if bytes != by_bytes {
                 continue;
             }

@@ -5,9 +5,10 @@
 //! the activations: for each group at most half a step, so
 //! `|error| <= sum over groups of max|x| / 254 * sum |w|` (tested).
 //!
-//! One to [`ROW_TOKENS`] tokens read the weight rows as they are stored ([`rows`]); more go through interleaved panels
-//! ([`panels`]). Sums are never split between threads.
+//! One to [`ROW_TOKENS`] tokens read the weight rows as they are stored ([`rows`], [`block_rows`]); more go through
+//! interleaved panels ([`panels`]). Sums are never split between threads.
 
+mod block_rows;
 mod inputs;
 mod panels;
 mod rows;
@@ -18,6 +19,7 @@ use super::out::OutPtr;
 use super::pool::ThreadPool;
 use super::simd::Simd;
 use crate::DType;
+use block_rows::{BlockRows, has_block_rows};
 use inputs::{QuantizeRows, QuantizeStrips, QuantizedRows, STRIP, STRIP_VALUES};
 use panels::{PANELS, PanelsTask, panel_values};
 use rows::RowBytes;
@@ -34,8 +36,13 @@ const KC: usize = 2048;
 /// Values in a group: those that share a scale.
 pub(crate) const GROUP: usize = 32;
 
-/// Whether rows of `dtype` can be multiplied as integers.
-pub(crate) const fn has_bytes(dtype: DType) -> bool {
+/// Whether rows of `dtype` are multiplied as integers with so many tokens.
+pub(crate) const fn has_bytes(dtype: DType, n_tokens: usize) -> bool {
+    has_panels(dtype) || (n_tokens <= ROW_TOKENS && has_block_rows(dtype))
+}
+
+/// Whether rows of `dtype` have one scale for each group, which panels need.
+const fn has_panels(dtype: DType) -> bool {
     matches!(dtype, DType::Q8_0 | DType::Q4_0 | DType::Q4_1)
 }
 
@@ -186,7 +193,11 @@ fn by_rows(products: Products<'_>, isa: Isa, pool: &ThreadPool, scratch: &mut Ma
     let buffer = grow(&mut scratch.packed_inputs, QuantizedRows::n_values(products.n_tokens(), n_in));
     let inputs = isa.dispatch(QuantizeRows { inputs, n_in, buffer });
     run_rows(pool, &targets, |Target { weight, out }, rows| {
-        isa.dispatch_bytes(RowBytes { weight, rows, inputs, out, accumulate });
+        if has_panels(weight.dtype()) {
+            isa.dispatch_bytes(RowBytes { weight, rows, inputs, out, accumulate });
+        } else {
+            isa.dispatch_bytes(BlockRows { weight, rows, inputs, out, accumulate });
+        }
     });
 }
 

@@ -280,6 +280,30 @@ impl<const VNNI: bool> Simd for Avx2<VNNI> {
         unsafe { dot_bytes::<VNNI>(q, _mm256_loadu_si256(x.cast())) }
     }
     #[inline(always)]
+    unsafe fn load_bits(
+        self,
+        from: *const u8,
+        shift: usize,
+        high: Option<(*const u8, usize, u8)>,
+    ) -> Self::Q {
+        // SAFETY: as in `load`.
+        unsafe { load_bits(from, shift, high) }
+    }
+    #[inline(always)]
+    unsafe fn load_q5(self, from: *const u8, fifth: *const u8) -> Self::Q {
+        // SAFETY: as in `load`.
+        unsafe { load_q5(from, fifth) }
+    }
+    #[inline(always)]
+    fn less_32(self, q: Self::Q) -> Self::Q {
+        op!(_mm256_sub_epi8(q, _mm256_set1_epi8(32)))
+    }
+    #[inline(always)]
+    unsafe fn dot_halves(self, q: Self::Q, x: *const i8, factors: [f32; 2]) -> Self::F {
+        // SAFETY: as in `load`.
+        unsafe { _mm256_mul_ps(self.to_f(self.dot_signed(q, x)), halves(factors)) }
+    }
+    #[inline(always)]
     unsafe fn load_p(self, from: *const u8) -> Self::P {
         // SAFETY: as in `load`.
         unsafe { _mm256_loadu_si256(from.cast()) }
@@ -395,6 +419,62 @@ unsafe fn transpose_halves([a, b, c, d]: [__m256; 4]) -> [__m256; 4] {
             _mm256_shuffle_ps::<0xEE>(ab_high, cd_high),
         ]
     }
+}
+
+/// [`Simd::load_bits`].
+/// # Safety
+/// The CPU has AVX2, and 32 bytes at each address can be read.
+#[inline(always)]
+pub(super) unsafe fn load_bits(
+    from: *const u8,
+    shift: usize,
+    high: Option<(*const u8, usize, u8)>,
+) -> __m256i {
+    // SAFETY: the caller vouches for CPU and memory.
+    unsafe {
+        // The masks take away what a shift of 16 bits brings over from the neighbour.
+        let bits = |from: *const u8, shift: usize, mask: i8| {
+            let bytes = _mm256_loadu_si256(from.cast());
+            let shifted = _mm256_srl_epi16(bytes, _mm_cvtsi32_si128(shift as i32));
+            _mm256_and_si256(shifted, _mm256_set1_epi8(mask))
+        };
+        let low = bits(from, shift, 15);
+        match high {
+            None => low,
+            Some((from, shift, mask)) => {
+                _mm256_or_si256(low, _mm256_slli_epi16::<4>(bits(from, shift, mask as i8)))
+            }
+        }
+    }
+}
+
+/// [`Simd::load_q5`].
+/// # Safety
+/// The CPU has AVX2, 16 bytes at `from` and four at `fifth` can be read.
+#[inline(always)]
+pub(super) unsafe fn load_q5(from: *const u8, fifth: *const u8) -> __m256i {
+    // SAFETY: the caller vouches for CPU and memory.
+    unsafe {
+        let bytes = _mm256_broadcastsi128_si256(_mm_loadu_si128(from.cast()));
+        let halves = _mm256_srlv_epi32(bytes, _mm256_setr_epi32(0, 0, 0, 0, 4, 4, 4, 4));
+        let nibbles = _mm256_and_si256(halves, _mm256_set1_epi8(15));
+        // Byte `i` gets the byte that holds its bit, and keeps that bit alone.
+        let bits = _mm256_set1_epi32(fifth.cast::<i32>().read_unaligned());
+        let (first, second) = (0x0101_0101_0101_0101, 0x0202_0202_0202_0202);
+        let spread = _mm256_shuffle_epi8(bits, _mm256_setr_epi64x(0, first, second, 0x0303_0303_0303_0303));
+        let one = _mm256_set1_epi64x(0x8040_2010_0804_0201_u64 as i64);
+        let is_set = _mm256_cmpeq_epi8(_mm256_and_si256(spread, one), one);
+        _mm256_or_si256(nibbles, _mm256_and_si256(is_set, _mm256_set1_epi8(16)))
+    }
+}
+
+/// `factors[0]` in the lanes of the first 16 bytes, `factors[1]` in those of the others.
+/// # Safety
+/// The CPU has AVX.
+#[inline(always)]
+pub(super) unsafe fn halves(factors: [f32; 2]) -> __m256 {
+    // SAFETY: the caller vouches for the CPU.
+    unsafe { _mm256_set_m128(_mm_set1_ps(factors[1]), _mm_set1_ps(factors[0])) }
 }
 
 /// Four pairs of f16 times a pair of factors.

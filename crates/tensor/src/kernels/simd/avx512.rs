@@ -262,6 +262,35 @@ impl<const VNNI: bool> Simd for Avx512<VNNI> {
         unsafe { dot_bytes::<VNNI>(q, _mm256_loadu_si256(x.cast())) }
     }
     #[inline(always)]
+    unsafe fn load_bits(
+        self,
+        from: *const u8,
+        shift: usize,
+        high: Option<(*const u8, usize, u8)>,
+    ) -> Self::Q {
+        // SAFETY: as in `load`.
+        unsafe { super::avx2::load_bits(from, shift, high) }
+    }
+    #[inline(always)]
+    unsafe fn load_q5(self, from: *const u8, fifth: *const u8) -> Self::Q {
+        // SAFETY: as in `load`.
+        unsafe { super::avx2::load_q5(from, fifth) }
+    }
+    #[inline(always)]
+    fn less_32(self, q: Self::Q) -> Self::Q {
+        op!(_mm256_sub_epi8(q, _mm256_set1_epi8(32)))
+    }
+    #[inline(always)]
+    unsafe fn dot_halves(self, q: Self::Q, x: *const i8, factors: [f32; 2]) -> Self::F {
+        // SAFETY: as in `load`.
+        unsafe {
+            _mm512_mul_ps(
+                self.to_f(self.dot_signed(q, x)),
+                _mm512_zextps256_ps512(super::avx2::halves(factors)),
+            )
+        }
+    }
+    #[inline(always)]
     unsafe fn load_p(self, from: *const u8) -> Self::P {
         // SAFETY: as in `load`.
         unsafe { _mm512_loadu_si512(from.cast()) }

@@ -256,10 +256,27 @@ pub(crate) trait Simd: Copy + Send + Sync + 'static {
     /// # Safety
     /// 32 bytes at `x` can be read.
     unsafe fn dot_signed(self, q: Self::Q, x: *const i8) -> Self::I;
-    /// Lanes whose sum is that of the 32 products of bytes 0..=15 with `x`.
+    /// Lanes whose sum is that of the 32 products of bytes 0..=31 with `x`.
     /// # Safety
     /// 32 bytes at `x` can be read.
     unsafe fn dot_nibbles(self, q: Self::Q, x: *const i8) -> Self::I;
+    /// Reads four bits of each of 32 bytes, from bit `shift` (0 or 4) on, and above them, where `high` is
+    /// `(bytes, shift, mask)`, those bits of another 32 bytes; `mask` is 1 or 3.
+    /// # Safety
+    /// 32 bytes at each address can be read.
+    unsafe fn load_bits(self, from: *const u8, shift: usize, high: Option<(*const u8, usize, u8)>)
+    -> Self::Q;
+    /// As [`Self::load_q4`], with a fifth bit for each value: bit `i` of the four bytes at `fifth`, the lowest first.
+    /// # Safety
+    /// 16 bytes at `from` and four at `fifth` can be read.
+    unsafe fn load_q5(self, from: *const u8, fifth: *const u8) -> Self::Q;
+    /// `q - 32`, for bytes 0..=63.
+    fn less_32(self, q: Self::Q) -> Self::Q;
+    /// Lanes whose sum is `factors[0]` times the first 16 products of signed bytes -32..=31 with `x`, and `factors[1]` times
+    /// the other 16.
+    /// # Safety
+    /// 32 bytes at `x` can be read.
+    unsafe fn dot_halves(self, q: Self::Q, x: *const i8, factors: [f32; 2]) -> Self::F;
     /// Reads `4 * LANES` bytes.
     /// # Safety
     /// They can be read.

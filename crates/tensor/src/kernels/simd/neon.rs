@@ -281,6 +281,61 @@ impl<const BYTES: u8> Simd for Neon<BYTES> {
         unsafe { self.dot_signed(q, x) }
     }
     #[inline(always)]
+    unsafe fn load_bits(
+        self,
+        from: *const u8,
+        shift: usize,
+        high: Option<(*const u8, usize, u8)>,
+    ) -> Self::Q {
+        // SAFETY: the caller vouches for 32 bytes at each address.
+        unsafe {
+            let bits = |from: *const u8, shift: usize, mask: u8| {
+                let right = vdupq_n_s8(-(shift as i8));
+                [0, 16].map(|at| vandq_u8(vshlq_u8(vld1q_u8(from.add(at)), right), vdupq_n_u8(mask)))
+            };
+            let mut q = bits(from, shift, 15);
+            if let Some((from, shift, mask)) = high {
+                let high = bits(from, shift, mask);
+                q = [0, 1].map(|half| vorrq_u8(q[half], vshlq_n_u8::<4>(high[half])));
+            }
+            q.map(|half| vreinterpretq_s8_u8(half))
+        }
+    }
+    #[inline(always)]
+    unsafe fn load_q5(self, from: *const u8, fifth: *const u8) -> Self::Q {
+        // SAFETY: the caller vouches for 16 and four bytes.
+        unsafe {
+            let nibbles = self.load_q4(from);
+            let one = vcreate_u8(0x8040_2010_0804_0201);
+            let one = vcombine_u8(one, one);
+            // Byte `i` gets the byte that holds its bit.
+            let spread = |at: usize| vcombine_u8(vdup_n_u8(*fifth.add(at)), vdup_n_u8(*fifth.add(at + 1)));
+            [0, 1].map(|half| {
+                let is_set = vtstq_u8(spread(2 * half), one);
+                vorrq_s8(nibbles[half], vreinterpretq_s8_u8(vandq_u8(is_set, vdupq_n_u8(16))))
+            })
+        }
+    }
+    #[inline(always)]
+    fn less_32(self, q: Self::Q) -> Self::Q {
+        op!([vsubq_s8(q[0], vdupq_n_s8(32)), vsubq_s8(q[1], vdupq_n_s8(32))])
+    }
+    #[inline(always)]
+    unsafe fn dot_halves(self, q: Self::Q, x: *const i8, factors: [f32; 2]) -> Self::F {
+        // SAFETY: as in `load`. Two products are at most 2 * 32 * 127 < 2^15.
+        unsafe {
+            let half = |nth: usize| {
+                let x = vld1q_s8(x.add(16 * nth));
+                vcvtq_f32_s32(if DOT <= BYTES {
+                    sdot(vdupq_n_s32(0), q[nth], x)
+                } else {
+                    vpaddlq_s16(vmlal_high_s8(vmull_s8(vget_low_s8(q[nth]), vget_low_s8(x)), q[nth], x))
+                })
+            };
+            vfmaq_n_f32(vmulq_n_f32(half(0), factors[0]), half(1), factors[1])
+        }
+    }
+    #[inline(always)]
     unsafe fn load_p(self, from: *const u8) -> Self::P {
         // SAFETY: as in `load`.
         unsafe { vld1q_s8(from.cast()) }

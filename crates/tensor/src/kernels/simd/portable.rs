@@ -198,6 +198,35 @@ impl Simd for Portable {
         unsafe { self.dot_signed(q, x) }
     }
     #[inline(always)]
+    unsafe fn load_bits(
+        self,
+        from: *const u8,
+        shift: usize,
+        high: Option<(*const u8, usize, u8)>,
+    ) -> Self::Q {
+        // SAFETY: the caller vouches for 32 bytes at each address.
+        let bytes = |from: *const u8| unsafe { from.cast::<[u8; 32]>().read_unaligned() };
+        let low = bytes(from).map(|byte| byte >> shift & 15);
+        let high = high.map(|(from, shift, mask)| bytes(from).map(|byte| (byte >> shift & mask) << 4));
+        std::array::from_fn(|i| (low[i] | high.map_or(0, |high| high[i])).cast_signed())
+    }
+    #[inline(always)]
+    unsafe fn load_q5(self, from: *const u8, fifth: *const u8) -> Self::Q {
+        // SAFETY: the caller vouches for 16 and four bytes.
+        let (nibbles, fifth) = unsafe { (self.load_q4(from), fifth.cast::<[u8; 4]>().read_unaligned()) };
+        std::array::from_fn(|i| nibbles[i] | ((fifth[i / 8] >> (i % 8) & 1) << 4).cast_signed())
+    }
+    #[inline(always)]
+    fn less_32(self, q: Self::Q) -> Self::Q {
+        q.map(|value| value - 32)
+    }
+    #[inline(always)]
+    unsafe fn dot_halves(self, q: Self::Q, x: *const i8, factors: [f32; 2]) -> Self::F {
+        // SAFETY: the caller vouches for 32 bytes.
+        let products = unsafe { self.dot_signed(q, x) };
+        lanes!(|lane| products[lane] as f32 * factors[lane / 2])
+    }
+    #[inline(always)]
     unsafe fn load_p(self, from: *const u8) -> Self::P {
         // SAFETY: the caller vouches for 16 bytes.
         unsafe { from.cast::<[i8; 16]>().read_unaligned() }

@@ -84,12 +84,14 @@ fn run_everything(pool: &ThreadPool) {
         attention(pool, &args, &mut vec![0.0; n_tokens * 48], &mut AttentionScratch::default());
     }
     for isa in Isa::all() {
-        for (dtype, precision) in [(DType::F16, Precision::F32), (DType::Q8_0, Precision::Int8)] {
+        for (dtype, precision) in
+            [(DType::F16, Precision::F32), (DType::Q8_0, Precision::Int8), (DType::Q6_K, Precision::Int8)]
+        {
             for n_tokens in [1, 40] {
                 let (weight, mut out): (WeightMatrix, _) =
-                    (random_weight(dtype, 50, 64), vec![0.0; n_tokens * 50]);
+                    (random_weight(dtype, 50, 256), vec![0.0; n_tokens * 50]);
                 let product = Product {
-                    inputs: &noise(6, n_tokens * 64),
+                    inputs: &noise(6, n_tokens * 256),
                     weight: &weight,
                     accumulate: false,
                     precision,

@@ -5,7 +5,13 @@ use crate::kernels::matmul::MatmulScratch;
 use crate::kernels::{Precision, ThreadPool, matmul_scratch_bytes, naive};
 use crate::{DType, WeightMatrix};
 
-const DTYPES: [DType; 3] = [DType::Q8_0, DType::Q4_0, DType::Q4_1];
+const DTYPES: [DType; 8] =
+    [DType::Q8_0, DType::Q4_0, DType::Q4_1, DType::Q5_0, DType::Q5_1, DType::Q4_K, DType::Q5_K, DType::Q6_K];
+
+/// The nearest width that is whole blocks.
+fn whole_blocks(dtype: DType, n_in: usize) -> usize {
+    n_in.next_multiple_of(dtype.block_len())
+}
 
 fn product<'a>(inputs: &'a [f32], weight: &'a WeightMatrix) -> Product<'a> {
     Product { inputs, weight, accumulate: false, precision: Precision::Int8 }
@@ -30,7 +36,7 @@ struct Case {
 }
 
 fn check(isa: Isa, pool: &ThreadPool, place: &str, case: Case) {
-    let Case { dtype, n_tokens, n_in, n_out } = case;
+    let Case { dtype, n_tokens, n_in, n_out } = Case { n_in: whole_blocks(case.dtype, case.n_in), ..case };
     let weight = random_weight(dtype, n_out, n_in);
     let rows = weight.to_f32();
     let largest = rows.iter().fold(0.0_f32, |max, value| max.max(value.abs()));
@@ -151,12 +157,13 @@ fn zeros_and_tiny_activations_give_zero_or_tiny_results() {
 fn activations_that_are_not_finite_stay_visible() {
     everywhere(|isa, pool, place| {
         for dtype in DTYPES {
-            let weight = random_weight(dtype, 40, 96);
+            let n_in = whole_blocks(dtype, 96);
+            let weight = random_weight(dtype, 40, n_in);
             for bad in [f32::NAN, f32::INFINITY, f32::NEG_INFINITY] {
                 for n_tokens in [1, 2, 9] {
                     for at in [0, 37, 95] {
-                        let mut inputs = noise(17, n_tokens * 96);
-                        inputs[(n_tokens - 1) * 96 + at] = bad;
+                        let mut inputs = noise(17, n_tokens * n_in);
+                        inputs[(n_tokens - 1) * n_in + at] = bad;
                         let mut out = vec![0.0; n_tokens * 40];
                         product(&inputs, &weight).run(isa, pool, &mut out, &mut MatmulScratch::default());
                         let (good, poisoned) = out.split_at((n_tokens - 1) * 40);
@@ -191,6 +198,28 @@ fn results_do_not_depend_on_the_number_of_threads() {
     }
 }
 
+#[test]
+fn tokens_together_give_the_bits_of_each_alone() {
+    let pool = ThreadPool::new(2);
+    for isa in Isa::all() {
+        for dtype in DTYPES {
+            let (n_in, n_out) = (512, 45);
+            let weight = random_weight(dtype, n_out, n_in);
+            let inputs = noise(19, 8 * n_in);
+            let run = |inputs: &[f32]| {
+                let mut out = vec![0.0; inputs.len() / n_in * n_out];
+                product(inputs, &weight).run(isa, &pool, &mut out, &mut MatmulScratch::default());
+                bits(&out)
+            };
+            let alone: Vec<u32> = inputs.chunks(n_in).flat_map(run).collect();
+            for n_tokens in 2..=8 {
+                let together = run(&inputs[..n_tokens * n_in]);
+                assert!(together == alone[..n_tokens * n_out], "{}, {dtype}, {n_tokens} tokens", isa.name());
+            }
+        }
+    }
+}
+
 /// Both sum integers, whatever the order, and scale them alike.
 #[cfg(target_arch = "aarch64")]
 #[test]
@@ -200,6 +229,7 @@ fn sdot_and_smmla_give_the_same_bits() {
     let pool = ThreadPool::new(2);
     for dtype in DTYPES {
         for (n_tokens, n_in, n_out) in [(1, 96, 33), (9, 64, 7), (13, 576, 101), (30, 2112, 19)] {
+            let n_in = whole_blocks(dtype, n_in);
             let weight = random_weight(dtype, n_out, n_in);
             let inputs = noise(5, n_tokens * n_in);
             let [dot, tile] = [by_dot, by_tile].map(|isa| {

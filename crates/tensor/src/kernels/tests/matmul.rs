@@ -24,7 +24,7 @@ pub(super) fn random_weight(dtype: DType, n_rows: usize, n_cols: usize) -> Weigh
                 let start = data.len();
                 data.extend(bytes.iter().map(|byte| (byte * 127.0) as i8 as u8));
                 let scales: &[usize] = match dtype {
-                    DType::Q4_1 | DType::Q5_1 => &[0, 2],
+                    DType::Q4_1 | DType::Q5_1 | DType::Q4_K | DType::Q5_K => &[0, 2],
                     DType::Q6_K => &[208],
                     _ => &[0],
                 };

@@ -218,12 +218,46 @@ fn bytes<S: Simd>(simd: S, ran: &mut BTreeSet<&'static str>) {
         assert_eq!(products.iter().sum::<i32>(), dot(&nibbles), "dot_nibbles");
     }
     ran.extend(["load_q8", "load_q4", "store_q", "split_q8", "dot_signed", "dot_nibbles"]);
+    more_bits(simd, &raw, &x);
+    ran.extend(["load_bits", "load_q5", "less_32", "dot_halves"]);
     for at in (0..32).step_by(S::LANES) {
         let mut to = [0_i8; MAX_LANES];
         // SAFETY: `LANES` bytes lie at `at`, and `to` has room for them.
         unsafe { simd.store_i8(to.as_mut_ptr(), simd.load_i8(raw[at..].as_ptr())) };
         same!(simd, ran, "store_i8", to[..S::LANES].to_vec(), |lane| q[at + lane]);
     }
+}
+
+/// Integers of five and six bits.
+#[inline(always)]
+fn more_bits<S: Simd>(simd: S, raw: &[u8], x: &[i8]) {
+    let other: Vec<u8> = signed(11, 32).iter().map(|byte| byte.cast_unsigned()).collect();
+    let mut out = [0_u8; 32];
+    for shift in [0, 4] {
+        for (high_shift, mask) in (0..8).map(|bit| (bit, 1)).chain([0, 2, 4, 6].map(|bit| (bit, 3))) {
+            // SAFETY: all arrays hold 32 bytes.
+            unsafe {
+                simd.store_q(out.as_mut_ptr(), simd.load_bits(raw.as_ptr(), shift, None));
+                assert!((0..32).all(|at| out[at] == raw[at] >> shift & 15), "load_bits");
+                let q = simd.load_bits(raw.as_ptr(), shift, Some((other.as_ptr(), high_shift, mask)));
+                simd.store_q(out.as_mut_ptr(), q);
+                let want = |at: usize| raw[at] >> shift & 15 | (other[at] >> high_shift & mask) << 4;
+                assert!((0..32).all(|at| out[at] == want(at)), "load_bits, {high_shift}, {mask}");
+                let less = simd.less_32(q);
+                simd.store_q(out.as_mut_ptr(), less);
+                assert!((0..32).all(|at| out[at].cast_signed() == want(at).cast_signed() - 32), "less_32");
+                let dot = |range: std::ops::Range<usize>| {
+                    range.map(|at| i32::from(out[at].cast_signed()) * i32::from(x[at])).sum::<i32>() as f32
+                };
+                let got = lanes(simd, simd.dot_halves(less, x.as_ptr(), [0.5, -3.0])).iter().sum::<f32>();
+                assert_eq!(got, 0.5 * dot(0..16) - 3.0 * dot(16..32), "dot_halves");
+            }
+        }
+    }
+    // SAFETY: 16 and four bytes are there.
+    unsafe { simd.store_q(out.as_mut_ptr(), simd.load_q5(raw.as_ptr(), other.as_ptr())) };
+    let want = |at: usize| raw[at % 16] >> (at / 16 * 4) & 15 | (other[at / 8] >> (at % 8) & 1) << 4;
+    assert!((0..32).all(|at| out[at] == want(at)), "load_q5");
 }
 
 #[inline(always)]
