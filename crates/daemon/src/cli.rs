@@ -63,7 +63,8 @@ pub(crate) struct ComputeArgs {
 /// How a model remembers.
 #[derive(Clone, Debug, Default, Args, Serialize)]
 pub(crate) struct CacheArgs {
-    /// How keys and values are kept: f16, f32, or q8_0 in about half the memory of f16. f16 when absent, eval uses f32.
+    /// How keys and values are kept: f32, f16, q8_0 in about half the memory of f16, or auto: f16, and q8_0 where the memory
+    /// budget would otherwise force something out. auto when absent; eval uses f32.
     #[arg(long, value_name = "DTYPE")]
     #[serde(skip_serializing_if = "Option::is_none")]
     kv_dtype: Option<String>,

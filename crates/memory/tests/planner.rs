@@ -37,8 +37,13 @@ fn reference() -> ModelConfig {
     model(576, 49152, 64, vec![layer; 30])
 }
 
+/// A request that leaves nothing open.
+fn f16() -> PlanRequest {
+    PlanRequest { kv_dtype: Some(KvDType::F16), ..PlanRequest::default() }
+}
+
 fn request(policy: PlanPolicy) -> PlanRequest {
-    PlanRequest { policy, ..PlanRequest::default() }
+    PlanRequest { policy, ..f16() }
 }
 
 fn ratio(value: f64) -> PruneRatio {
@@ -46,12 +51,36 @@ fn ratio(value: f64) -> PruneRatio {
 }
 
 #[test]
+fn the_cache_shrinks_before_anything_is_cut_unless_a_type_is_asked_for() {
+    let (config, weights) = (reference(), WeightsSummary::uniform(&reference(), DType::Q8_0));
+    let open = PlanRequest { context_len: Some(2048), ..PlanRequest::default() };
+    let fixed = PlanRequest { kv_dtype: Some(KvDType::F16), ..open };
+    let need = plan(&config, &weights, u64::MAX, &fixed).unwrap().footprint.total_bytes();
+    let enough = plan(&config, &weights, need, &open).unwrap();
+    assert_eq!((enough.action, enough.kv_dtype), (PlanAction::Untouched, KvDType::F16));
+    let tight = plan(&config, &weights, need - 1, &open).unwrap();
+    assert_eq!((tight.action, tight.kv_dtype), (PlanAction::Untouched, KvDType::Q8_0));
+    assert_eq!(tight.base_footprint.total_bytes(), need);
+    assert!(tight.reason.contains("nothing is pruned, keys and values are kept as q8_0"), "{}", tight.reason);
+    let cut = plan(&config, &weights, need - 1, &fixed).unwrap();
+    assert_eq!((cut.action, cut.kv_dtype), (PlanAction::Prune, KvDType::F16));
+    // Heads of 80 are no whole groups: there is nothing to choose.
+    let odd = ModelConfig { head_dim: 80, ..config };
+    let weights = WeightsSummary::uniform(&odd, DType::Q8_0);
+    let need = plan(&odd, &weights, u64::MAX, &open).unwrap().footprint.total_bytes();
+    assert_eq!(plan(&odd, &weights, need - 1, &open).unwrap().kv_dtype, KvDType::F16);
+    let asked = PlanRequest { kv_dtype: Some(KvDType::Q8_0), ..open };
+    let error = plan(&odd, &weights, need, &asked);
+    assert_eq!(error, Err(PlanError::KvDType { kv_dtype: "q8_0", head_dim: 80 }));
+}
+
+#[test]
 fn reference_from_generous_to_tiny() {
     let config = reference();
     let weights = WeightsSummary::uniform(&config, DType::Q4_1);
-    let base = footprint(&config, &weights, 2048, &PlanRequest::default()).unwrap();
+    let base = footprint(&config, &weights, 2048, &f16()).unwrap();
     assert_eq!(base.kv_cache_bytes, 45 * MIB);
-    let at = |budget| plan(&config, &weights, budget, &PlanRequest::default());
+    let at = |budget| plan(&config, &weights, budget, &f16());
 
     let untouched = at(base.total_bytes()).unwrap();
     assert_eq!(untouched.action, PlanAction::Untouched);
@@ -97,7 +126,7 @@ fn heads_stay_until_the_mlp_is_at_its_floor() {
     for (asked, width, kv_heads) in
         [(0.2, 1120..=1152, 3..=3), (0.5, 512..=512, 3..=3), (0.7, 192..=192, 2..=3)]
     {
-        let plan = plan_ratio(&config, &weights, ratio(asked), &PlanRequest::default()).unwrap();
+        let plan = plan_ratio(&config, &weights, ratio(asked), &f16()).unwrap();
         for layer in &plan.layers {
             assert!(width.contains(&layer.intermediate_size), "{asked}: {layer:?}");
             assert!(kv_heads.contains(&layer.num_key_value_heads), "{asked}: {layer:?}");
@@ -123,7 +152,7 @@ fn every_ratio_is_reached_within_half_a_per_cent() {
             Err(error) => assert!(0.77 < asked, "{asked}: {error}"),
         }
     }
-    let too_much = plan_ratio(&config, &weights, ratio(0.9), &PlanRequest::default());
+    let too_much = plan_ratio(&config, &weights, ratio(0.9), &f16());
     let Err(PlanError::Ratio { reachable, .. }) = too_much else { panic!("{too_much:?}") };
     assert!(0.79 < reachable.get() && reachable.get() <= 0.8);
 }
@@ -132,8 +161,7 @@ fn every_ratio_is_reached_within_half_a_per_cent() {
 fn a_dtype_may_do_instead_of_a_cut() {
     let config = reference();
     let weights = WeightsSummary::uniform(&config, DType::F16);
-    let q8 =
-        PlanRequest { dtype: Storage::As(DType::Q8_0), context_len: Some(512), ..PlanRequest::default() };
+    let q8 = PlanRequest { dtype: Storage::As(DType::Q8_0), context_len: Some(512), ..f16() };
     let converted = plan(&config, &weights, 200 * MIB, &q8).unwrap();
     assert_eq!((converted.action, converted.ratio), (PlanAction::Prune, PruneRatio::ZERO));
     assert!(converted.reason.contains("stored as q8_0"), "{}", converted.reason);
@@ -155,10 +183,10 @@ fn tables_are_stored_in_fewer_bits_before_much_is_cut() {
     weights.file_bytes += table(DType::Q8_0) - weights.embedding_bytes;
     (weights.embedding_bytes, weights.embedding_dtype) = (table(DType::Q8_0), DType::Q8_0);
     let with = |budget, tables, dtype| {
-        let request = PlanRequest { tables, dtype, context_len: Some(512), ..PlanRequest::default() };
+        let request = PlanRequest { tables, dtype, context_len: Some(512), ..f16() };
         plan(&config, &weights, budget, &request)
     };
-    let whole = footprint(&config, &weights, 512, &PlanRequest::default()).unwrap().total_bytes();
+    let whole = footprint(&config, &weights, 512, &f16()).unwrap().total_bytes();
     let untouched = with(whole, Storage::Auto, Storage::Keep).unwrap();
     assert_eq!((untouched.action, untouched.table_dtype), (PlanAction::Untouched, None));
     // A little less: the table alone gives it, in the kinder of the two dtypes.
@@ -199,11 +227,10 @@ fn layers_are_stored_in_fewer_bits_before_much_is_cut() {
     let config = reference();
     let weights = WeightsSummary::uniform(&config, DType::F16);
     let with = |budget, dtype| {
-        let request =
-            PlanRequest { dtype, tables: Storage::Auto, context_len: Some(512), ..PlanRequest::default() };
+        let request = PlanRequest { dtype, tables: Storage::Auto, context_len: Some(512), ..f16() };
         plan(&config, &weights, budget, &request)
     };
-    let whole = footprint(&config, &weights, 512, &PlanRequest::default()).unwrap().total_bytes();
+    let whole = footprint(&config, &weights, 512, &f16()).unwrap().total_bytes();
     assert_eq!(with(whole, Storage::Auto).unwrap().action, PlanAction::Untouched);
     // Eight bits are as good as sixteen, four cost less than cutting half of the model.
     let eight = with(whole * 2 / 3, Storage::Auto).unwrap();
@@ -280,24 +307,24 @@ fn uneven_layers_become_alike_only_where_that_is_possible() {
 fn requests_that_make_no_sense() {
     let config = reference();
     let weights = WeightsSummary::uniform(&config, DType::Q4_1);
-    let with = |context_len| PlanRequest { context_len: Some(context_len), ..PlanRequest::default() };
+    let with = |context_len| PlanRequest { context_len: Some(context_len), ..f16() };
     for asked in [0, 8193, usize::MAX] {
         let got = plan(&config, &weights, u64::MAX, &with(asked));
         assert_eq!(got, Err(PlanError::Context { asked, max: 8192 }));
-        assert!(footprint(&config, &weights, asked, &PlanRequest::default()).is_err());
+        assert!(footprint(&config, &weights, asked, &f16()).is_err());
     }
     let fewer = WeightsSummary { layers: Vec::new(), ..weights.clone() };
-    let got = plan(&config, &fewer, u64::MAX, &PlanRequest::default());
+    let got = plan(&config, &fewer, u64::MAX, &f16());
     assert_eq!(got, Err(PlanError::Mismatch { layers: 30, summarised: 0 }));
     let broken = ModelConfig { hidden_size: 0, ..config };
-    assert!(matches!(plan(&broken, &weights, 1, &PlanRequest::default()), Err(PlanError::Config(_))));
+    assert!(matches!(plan(&broken, &weights, 1, &f16()), Err(PlanError::Config(_))));
 }
 
 #[test]
 fn a_short_model_has_a_short_context() {
     let config = ModelConfig { max_position_embeddings: 300, ..reference() };
     let weights = WeightsSummary::uniform(&config, DType::Q4_1);
-    let plan = plan(&config, &weights, 80 * MIB, &PlanRequest::default()).unwrap();
+    let plan = plan(&config, &weights, 80 * MIB, &f16()).unwrap();
     assert_eq!(plan.context_len, 300);
 }
 
@@ -309,8 +336,7 @@ fn absurd_shapes_are_planned() {
     let mut config = model(1 << 18, 1 << 20, 1024, vec![layer; 512]);
     config.max_position_embeddings = 1 << 24;
     let weights = WeightsSummary::uniform(&config, DType::F32);
-    let request =
-        PlanRequest { context_len: Some(1 << 24), kv_dtype: KvDType::F32, ..PlanRequest::default() };
+    let request = PlanRequest { context_len: Some(1 << 24), kv_dtype: Some(KvDType::F32), ..f16() };
     let refused = plan(&config, &weights, 1 << 40, &request);
     assert!(matches!(refused, Err(PlanError::Refused(_))), "{refused:?}");
     let fits = plan(&config, &weights, u64::MAX, &request).unwrap();
@@ -356,7 +382,7 @@ fn made() -> impl Strategy<Value = Made> {
             }
             weights.file_bytes = 12_345_678;
             let context_len = context_len.map(|len| len.min(max));
-            let request = PlanRequest { context_len, policy, dtype, runtime_bytes, ..PlanRequest::default() };
+            let request = PlanRequest { context_len, policy, dtype, runtime_bytes, ..f16() };
             Made { config, weights, request }
         },
     )
@@ -410,7 +436,7 @@ impl Made {
         let widest = if plan.policy == PlanPolicy::Quality { &config.layers } else { &plan.layers };
         Footprint {
             weights_bytes: bytes(&plan.layers, &dtypes) + vectors + weights.final_norm_bytes + table + other,
-            kv_cache_bytes: kv_cache_bytes(config, &plan.layers, plan.context_len, request.kv_dtype),
+            kv_cache_bytes: kv_cache_bytes(config, &plan.layers, plan.context_len, plan.kv_dtype),
             activations_bytes: activations_bytes(config, widest, plan.context_len.min(256)),
             runtime_bytes: request.runtime_bytes,
         }

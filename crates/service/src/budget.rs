@@ -85,7 +85,7 @@ pub struct PlanSettings {
     pub dtype: Option<String>,
     /// How token table and output head are stored: `auto` (also when absent), `keep` or a dtype.
     pub table_dtype: Option<String>,
-    /// `f32`, `f16` or `q8_0`.
+    /// `auto` (also when absent), `f32`, `f16` or `q8_0`.
     pub kv_dtype: Option<String>,
 }
 
@@ -105,7 +105,7 @@ impl PlanSettings {
             policy: policy.transpose()?.unwrap_or_default(),
             dtype,
             tables: self.tables(dtype)?,
-            kv_dtype: parse_kv_dtype(self.kv_dtype.as_deref(), KvDType::default())?,
+            kv_dtype: parse_kv_dtype(self.kv_dtype.as_deref())?,
             ..PlanRequest::default()
         })
     }
@@ -179,14 +179,14 @@ pub(crate) fn plan_view(plan: &PrunePlan, budget_bytes: u64, settings: &PlanSett
     PlanView::new(plan, settings.ratio.is_none().then_some(budget_bytes))
 }
 
-/// How keys and values are kept, or `default` where nothing is asked for.
+/// How keys and values are kept; `None` for `auto`, and where nothing is asked for.
 /// # Errors
 /// [`ServiceError::Invalid`] for another name.
-pub(crate) fn parse_kv_dtype(asked: Option<&str>, default: KvDType) -> Result<KvDType, ServiceError> {
-    let Some(name) = asked else { return Ok(default) };
+pub(crate) fn parse_kv_dtype(asked: Option<&str>) -> Result<Option<KvDType>, ServiceError> {
+    let Some(name) = asked.filter(|name| !name.eq_ignore_ascii_case("auto")) else { return Ok(None) };
     let allowed = KvDType::ALL.map(KvDType::name).join(", ");
-    let unknown = || invalid("kv_dtype", format!("`{name}` is not known, allowed are {allowed}"));
-    KvDType::from_name(name).ok_or_else(unknown)
+    let unknown = || invalid("kv_dtype", format!("`{name}` is not known, allowed are auto, {allowed}"));
+    KvDType::from_name(name).map(Some).ok_or_else(unknown)
 }
 
 #[cfg(test)]

@@ -13,7 +13,8 @@
 //!
 //! With [`Storage::Auto`] matrices may be stored in fewer bits before anything is cut: 4 bits cost far less than
 //! pruning as many bytes, above all in token table and output head, which are a third of a small model. Of all ways
-//! that fit, the plan keeps the longest context, then the least predicted perplexity.
+//! that fit, the plan keeps the longest context, then the least predicted perplexity. Keys and values come first of all:
+//! unless a type is asked for, they are kept as q8_0 where f16 would force something out.
 //!
 //! A plan is about serving: weights, cache, activations and the program itself. What pruning needs on its
 //! way is bounded by the pruner. With [`PlanPolicy::Quality`] the pruner may move width between layers at
@@ -30,7 +31,7 @@ pub use weights::{LayerWeights, WeightsSummary};
 
 use crate::size::format_bytes;
 use ladder::Ladder;
-use predict::{LAYER_DTYPES, TABLE_DTYPES, storage_factor};
+use predict::{LAYER_DTYPES, TABLE_DTYPES, cache_factor, storage_factor};
 use secateur_model::{
     ConfigError, DType, Footprint, KvDType, LayerConfig, ModelConfig, PlanAction, PlanPolicy, PrunePlan,
     PruneRatio, activations_bytes, kv_cache_bytes, writable_dtype,
@@ -89,8 +90,8 @@ pub struct PlanRequest {
     pub dtype: Storage,
     /// How token table and output head may be stored, when `dtype` leaves them alone: only where that is smaller.
     pub tables: Storage,
-    /// How keys and values are kept.
-    pub kv_dtype: KvDType,
+    /// How keys and values are kept. `None`: as f16, or as q8_0 where a budget asks for less memory.
+    pub kv_dtype: Option<KvDType>,
     /// What the program itself needs.
     pub runtime_bytes: u64,
     /// Tokens of a prompt that pass through the layers together.
@@ -104,10 +105,17 @@ impl Default for PlanRequest {
             policy: PlanPolicy::default(),
             dtype: Storage::Keep,
             tables: Storage::Keep,
-            kv_dtype: KvDType::default(),
+            kv_dtype: None,
             runtime_bytes: DEFAULT_RUNTIME_BYTES,
             prefill_tokens: DEFAULT_PREFILL_TOKENS,
         }
+    }
+}
+
+impl PlanRequest {
+    /// How keys and values are kept where memory is no matter.
+    fn base_kv(&self) -> KvDType {
+        self.kv_dtype.unwrap_or_default()
     }
 }
 
@@ -185,10 +193,26 @@ pub fn plan(
     budget_bytes: u64,
     request: &PlanRequest,
 ) -> Result<PrunePlan, PlanError> {
-    if request.dtype == Storage::Auto || request.tables == Storage::Auto {
-        return plan_any_storage(config, weights, budget_bytes, request);
+    let plan = |kv_dtype| plan_with_cache(config, weights, budget_bytes, request, kv_dtype);
+    let first = plan(request.base_kv());
+    if request.kv_dtype.is_some() || KvDType::Q8_0.row_bytes(config.head_dim).is_none() {
+        return first;
     }
-    let planner = Planner::new(config, weights, request)?;
+    let second = plan(KvDType::Q8_0);
+    if is_better(&second, &first) { second } else { first }
+}
+
+fn plan_with_cache(
+    config: &ModelConfig,
+    weights: &WeightsSummary,
+    budget_bytes: u64,
+    request: &PlanRequest,
+    kv_dtype: KvDType,
+) -> Result<PrunePlan, PlanError> {
+    if request.dtype == Storage::Auto || request.tables == Storage::Auto {
+        return plan_any_storage(config, weights, budget_bytes, request, kv_dtype);
+    }
+    let planner = Planner::new(config, weights, request, kv_dtype)?;
     let contexts = context_lens(config, request)?;
     let mut first_need = None;
     for (nth, &context_len) in contexts.iter().enumerate() {
@@ -216,6 +240,7 @@ fn plan_any_storage(
     weights: &WeightsSummary,
     budget_bytes: u64,
     request: &PlanRequest,
+    kv_dtype: KvDType,
 ) -> Result<PrunePlan, PlanError> {
     let mut best: Option<Result<PrunePlan, PlanError>> = None;
     for dtype in candidates(request.dtype, &LAYER_DTYPES) {
@@ -236,7 +261,8 @@ fn plan_any_storage(
             {
                 continue;
             }
-            let next = plan(config, weights, budget_bytes, &PlanRequest { dtype, tables, ..*request });
+            let request = PlanRequest { dtype, tables, ..*request };
+            let next = plan_with_cache(config, weights, budget_bytes, &request, kv_dtype);
             if best.as_ref().is_none_or(|best| is_better(&next, best)) {
                 best = Some(next);
             }
@@ -284,7 +310,7 @@ pub fn plan_ratio(
     ratio: PruneRatio,
     request: &PlanRequest,
 ) -> Result<PrunePlan, PlanError> {
-    let planner = Planner::new(config, weights, request)?;
+    let planner = Planner::new(config, weights, request, request.base_kv())?;
     let context_len = context_lens(config, request)?[0];
     let rung = planner.ladder.nearest(ratio.get()).ok_or_else(|| PlanError::Ratio {
         asked: ratio,
@@ -306,7 +332,7 @@ pub fn footprint(
 ) -> Result<Footprint, PlanError> {
     let kept = Storage::Keep;
     let request = PlanRequest { context_len: Some(context_len), dtype: kept, tables: kept, ..*request };
-    let planner = Planner::new(config, weights, &request)?;
+    let planner = Planner::new(config, weights, &request, request.base_kv())?;
     context_lens(config, &request)?;
     Ok(planner.base_footprint(context_len))
 }
@@ -330,6 +356,8 @@ struct Planner<'a> {
     /// With the tables as they will be stored.
     weights: WeightsSummary,
     request: &'a PlanRequest,
+    /// How keys and values are kept.
+    kv_dtype: KvDType,
     ladder: Ladder,
     /// The dtype of the tables when they are stored anew.
     tables: Option<DType>,
@@ -342,13 +370,14 @@ impl<'a> Planner<'a> {
         config: &'a ModelConfig,
         base_weights: &'a WeightsSummary,
         request: &'a PlanRequest,
+        kv_dtype: KvDType,
     ) -> Result<Self, PlanError> {
         config.validate()?;
         let (layers, summarised) = (config.n_layers(), base_weights.layers.len());
         if layers != summarised {
             return Err(PlanError::Mismatch { layers, summarised });
         }
-        let (kv_dtype, head_dim) = (request.kv_dtype, config.head_dim);
+        let head_dim = config.head_dim;
         if kv_dtype.row_bytes(head_dim).is_none() {
             return Err(PlanError::KvDType { kv_dtype: kv_dtype.name(), head_dim });
         }
@@ -362,7 +391,7 @@ impl<'a> Planner<'a> {
         let weights = restored.unwrap_or_else(|| base_weights.clone());
         let rewrite = dtype.filter(|&dtype| !weights.is_all(config, dtype));
         let ladder = Ladder::new(config, &weights, request);
-        Ok(Self { config, base_weights, weights, request, ladder, tables, rewrite })
+        Ok(Self { config, base_weights, weights, request, kv_dtype, ladder, tables, rewrite })
     }
 
     fn footprint(&self, weights_bytes: u64, layers: &[LayerConfig], context_len: usize) -> Footprint {
@@ -375,14 +404,19 @@ impl<'a> Planner<'a> {
         };
         Footprint {
             weights_bytes,
-            kv_cache_bytes: kv_cache_bytes(self.config, layers, context_len, request.kv_dtype),
+            kv_cache_bytes: kv_cache_bytes(self.config, layers, context_len, self.kv_dtype),
             activations_bytes: activations_bytes(self.config, widest, n_tokens),
             runtime_bytes: request.runtime_bytes,
         }
     }
 
     fn base_footprint(&self, context_len: usize) -> Footprint {
-        self.footprint(self.base_weights.base_bytes(self.config), &self.config.layers, context_len)
+        let weights_bytes = self.base_weights.base_bytes(self.config);
+        let (layers, kv_dtype) = (&self.config.layers, self.request.base_kv());
+        Footprint {
+            kv_cache_bytes: kv_cache_bytes(self.config, layers, context_len, kv_dtype),
+            ..self.footprint(weights_bytes, layers, context_len)
+        }
     }
 
     fn rung_footprint(&self, rung: usize, context_len: usize) -> Footprint {
@@ -415,8 +449,8 @@ impl<'a> Planner<'a> {
                 layers[layer_idx] = step.layer;
                 weights_bytes += layer_bytes(&layers, layer_idx);
                 if old_layer.num_key_value_heads != step.layer.num_key_value_heads {
-                    let kv = self.request.kv_dtype;
-                    footprint.kv_cache_bytes = kv_cache_bytes(self.config, &layers, context_len, kv);
+                    footprint.kv_cache_bytes =
+                        kv_cache_bytes(self.config, &layers, context_len, self.kv_dtype);
                 }
             }
             if compatible {
@@ -439,12 +473,13 @@ impl<'a> Planner<'a> {
             layers_to_remove: Vec::new(),
             layers: self.ladder.shape(rung),
             context_len,
-            kv_dtype: self.request.kv_dtype,
+            kv_dtype: self.kv_dtype,
             base_footprint: self.base_footprint(context_len),
             footprint: self.rung_footprint(rung, context_len),
             predicted_perplexity_factor: predicted_perplexity_factor(ratio)
                 * storage_factor(&TABLE_DTYPES, self.tables)
-                * storage_factor(&LAYER_DTYPES, self.rewrite),
+                * storage_factor(&LAYER_DTYPES, self.rewrite)
+                * cache_factor(self.kv_dtype),
             reason: String::new(),
         })
     }

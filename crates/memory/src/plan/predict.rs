@@ -1,6 +1,6 @@
 //! What a cut will cost, very roughly.
 
-use secateur_model::{DType, PruneRatio};
+use secateur_model::{DType, KvDType, PruneRatio};
 
 /// Share removed, and perplexity divided by that of the base: measured on WikiText with SmolLM2-135M-Instruct,
 /// MLP neurons chosen and refitted by least squares, 16,384 tokens of calibration.
@@ -32,10 +32,21 @@ pub(super) const TABLE_DTYPES: [(DType, f64); 3] =
 pub(super) const LAYER_DTYPES: [(DType, f64); 3] =
     [(DType::Q8_0, 1.0), (DType::Q4_1, 1.06), (DType::Q4_0, 1.12)];
 
+/// Perplexity with keys and values in q8_0, divided by that with f32.
+const Q8_CACHE: f64 = 1.001;
+
 /// Expected factor on perplexity of storing matrices as `dtype`, by one of the tables above; 1 for wide types.
 pub(super) fn storage_factor(known: &[(DType, f64)], dtype: Option<DType>) -> f64 {
     let known = known.iter().find(|(of, _)| Some(*of) == dtype);
     known.map_or(1.0, |(_, factor)| *factor)
+}
+
+/// Expected factor on perplexity of keeping keys and values so: measured as above with q8_0 against f32.
+pub(super) fn cache_factor(kv_dtype: KvDType) -> f64 {
+    match kv_dtype {
+        KvDType::F32 | KvDType::F16 => 1.0,
+        KvDType::Q8_0 => Q8_CACHE,
+    }
 }
 
 #[cfg(test)]

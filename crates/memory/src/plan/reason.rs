@@ -2,7 +2,7 @@
 
 use super::{Planner, SHORTER_CONTEXT_RATIO};
 use crate::size::format_bytes;
-use secateur_model::{LayerConfig, PlanAction, PrunePlan, PruneRatio};
+use secateur_model::{LayerConfig, PlanAction, PrunePlan, PruneRatio, kv_cache_bytes};
 
 /// Why a plan for a budget is as it is. `first_need`: the ratio that the longest context would have needed,
 /// `None` when it would not have fitted at all.
@@ -29,7 +29,12 @@ pub(super) fn of_budget(
     };
     let serving = format!("Untouched, serving {context_len} tokens of context needs {base}");
     let verdict = match plan.action {
-        PlanAction::Untouched => format!("{serving}; {budget} are allowed: nothing is pruned."),
+        PlanAction::Untouched if planner.kv_dtype == planner.request.base_kv() => {
+            format!("{serving}; {budget} are allowed: nothing is pruned.")
+        }
+        PlanAction::Untouched => {
+            format!("{serving}; {budget} are allowed: nothing is pruned, {}.", change(planner, plan))
+        }
         PlanAction::Prune => format!("{serving}; {budget} are allowed: {}.", change(planner, plan)),
     };
     verdict + &context
@@ -84,6 +89,14 @@ fn change(planner: &Planner<'_>, plan: &PrunePlan) -> String {
             }
         }
         done.push(format!("{} of the layers' parameters go ({})", plan.ratio, parts.join(", ")));
+    }
+    if planner.kv_dtype != planner.request.base_kv() {
+        let bytes = |kv_dtype| kv_cache_bytes(planner.config, &plan.layers, plan.context_len, kv_dtype);
+        let less = bytes(planner.request.base_kv()).saturating_sub(bytes(planner.kv_dtype));
+        done.insert(
+            0,
+            format!("keys and values are kept as {} ({} less)", planner.kv_dtype.name(), format_bytes(less)),
+        );
     }
     if let Some(dtype) = planner.tables {
         let bytes = |weights: &super::WeightsSummary| weights.embedding_bytes + weights.head_bytes;

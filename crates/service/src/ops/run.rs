@@ -20,7 +20,7 @@ pub struct RunOptions {
     /// `f32` or `int8`: how activations enter products with weights. Answers and their speed are computed with
     /// `int8` when absent, measures of quality with `f32`.
     pub precision: Option<String>,
-    /// `f32`, `f16` or `q8_0`: how keys and values are kept. `f16` when absent, for measures of quality `f32`.
+    /// `f32`, `f16` or `q8_0`: how keys and values are kept. `f16` when absent or `auto`, for measures of quality `f32`.
     pub kv_dtype: Option<String>,
 }
 
@@ -50,7 +50,7 @@ impl RunOptions {
     /// # Errors
     /// [`ServiceError::Invalid`].
     pub(crate) fn kv_dtype(&self, default: KvDType) -> Result<KvDType, ServiceError> {
-        parse_kv_dtype(self.kv_dtype.as_deref(), default)
+        Ok(parse_kv_dtype(self.kv_dtype.as_deref())?.unwrap_or(default))
     }
 }
 
@@ -116,7 +116,7 @@ pub(crate) fn build_engine(model: &OpenModel, pool: Arc<ThreadPool>) -> Result<E
 /// What running a model with such a cache takes.
 pub(crate) fn footprint(model: &OpenModel, need: &CacheNeed) -> Result<Footprint, ServiceError> {
     let file = model.file();
-    let request = PlanRequest { kv_dtype: need.kv_dtype, ..PlanSettings::default().request()? };
+    let request = PlanRequest { kv_dtype: Some(need.kv_dtype), ..PlanSettings::default().request()? };
     // Evaluation may use windows beyond the trained length; memory does not care.
     let mut config = file_config(model);
     config.max_position_embeddings = config.max_position_embeddings.max(need.context_len);
