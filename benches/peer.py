@@ -149,18 +149,20 @@ def main():
     parser.add_argument("--secateur", required=True)
     parser.add_argument("--peer", required=True)
     parser.add_argument("--models", required=True)
-    parser.add_argument("--dtypes", default="f16,q8_0,q4_0,q4_1")
+    parser.add_argument("--dtypes", help="f16,q8_0,q4_0,q4_1 when absent; with --k-quants q4_k_m,q5_k_m,q6_k,q5_0")
     parser.add_argument("--threads", default="1,2")
     parser.add_argument("--repeats", type=int, default=5)
     parser.add_argument("--prompt-tokens", type=int, default=512)
     parser.add_argument("--generate-tokens", type=int, default=128)
     parser.add_argument("--pruned", action="store_true", help="measure M pruned by 30 %% instead of M")
+    parser.add_argument("--k-quants", action="store_true", help="measure a wide synthetic model in K formats")
     parser.add_argument("--server", action="store_true", help="measure start-up and memory instead of speed")
     parser.add_argument("--json", action="store_true")
     args = parser.parse_args()
-    prefix = "pruned-" if args.pruned else ""
+    prefix = "pruned-" if args.pruned else "wide-" if args.k_quants else ""
+    dtypes = args.dtypes or ("q4_k_m,q5_k_m,q6_k,q5_0" if args.k_quants else "f16,q8_0,q4_0,q4_1")
     rows = []
-    for dtype in args.dtypes.split(","):
+    for dtype in dtypes.split(","):
         for threads in map(int, args.threads.split(",")):
             name = prefix + dtype
             measure = servers if args.server else speeds

@@ -2,7 +2,7 @@
 # Measures secateur beside llama.cpp on the same files and prints the ratios. See docs/performance.md.
 #
 #   benches/peer.sh [--dtypes f16,q8_0,q4_0,q4_1] [--threads 1,2] [--repeats 5]
-#                  [--prompt-tokens 512] [--generate-tokens 128] [--pruned] [--server] [--json]
+#                  [--prompt-tokens 512] [--generate-tokens 128] [--pruned|--k-quants] [--server] [--json]
 #
 # The first call builds llama.cpp (about ten minutes of one core) and quantises the reference model; both stay in the
 # cache. Everything else is `benches/peer.py`. The machine should be idle.
@@ -57,6 +57,17 @@ case " $* " in *" --pruned "*)
     for type in Q8_0 Q4_0 Q4_1; do
         lower=$(echo $type | tr '[:upper:]' '[:lower:]')
         quantize "$models/pruned-f16.gguf" "$models/pruned-$lower.gguf" $type
+    done ;;
+esac
+case " $* " in *" --k-quants "*)
+    # Rows of the reference model are no whole blocks of 256; four layers of Llama-3.2-1B's shape are.
+    if [ ! -f "$models/wide-q8_0.gguf" ]; then
+        cargo run --quiet --release --manifest-path "$root/Cargo.toml" -p xtask -- synth --shape llama-3.2-1b \
+            --layers 4 --dtype q8_0 -o "$models/wide-q8_0.part.gguf"
+        mv "$models/wide-q8_0.part.gguf" "$models/wide-q8_0.gguf"
+    fi
+    for type in Q4_K_M Q5_K_M Q6_K Q5_0; do
+        quantize "$models/wide-q8_0.gguf" "$models/wide-$(echo $type | tr '[:upper:]' '[:lower:]').gguf" $type
     done ;;
 esac
 exec python3 "$root/benches/peer.py" --secateur "$secateur" --peer "$bin" --models "$models" "$@"

@@ -268,7 +268,8 @@ pub(crate) struct PlanCommand {
 /// How a long job treats other programs.
 #[derive(Debug, Args)]
 pub(crate) struct JobArgs {
-    /// Niceness: how far the job steps back behind other programs, from 0 (not at all) to 19.
+    /// Niceness: how far the job steps back behind other programs, from 0 (not at all) to 19; above 0 it also uses the disk
+    /// only when nobody else does.
     #[arg(long, value_name = "N", default_value_t = 10, value_parser = clap::value_parser!(u8).range(0..=19))]
     pub(crate) nice: u8,
 }

@@ -49,6 +49,7 @@ pub use opened::OpenModel;
 pub use options::{DEFAULT_PARALLEL, DEFAULT_QUEUE_LEN, PressureResponse, ServiceOptions};
 pub use pruning::{DEFAULT_METHOD, PruneSettings, method_names};
 pub use secateur_memory::{AppleFigures, AppleProbe, format_bytes, set_platform_probe};
+pub use secateur_tensor::kernels::disk::IdleDisk;
 pub use secateur_tensor::kernels::heap::return_large_blocks;
 pub use start::Service;
 pub use stream::EventStream;

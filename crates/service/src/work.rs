@@ -15,6 +15,7 @@ use crate::worker::{Worker, serve_round};
 use secateur_model::{PlanAction, PrunePlan, PruneRatio};
 use secateur_prune::MOMENTS_RUNG;
 use secateur_store::{CalibrationRecord, Draft, Entry, SourceRecord};
+use secateur_tensor::kernels::disk::IdleDisk;
 use std::collections::BTreeMap;
 use std::fs;
 use std::path::{Path, PathBuf};
@@ -166,6 +167,8 @@ impl Worker {
             progress: &mut progress,
             cancel: job.cancel_flag(),
         };
+        // This thread cannot take back niceness, but it can take back its place at the disk.
+        let _idle = IdleDisk::new();
         let finished = run(prepared, how)?;
         store_result(&shared, prepared, known, finished)
     }

@@ -15,7 +15,7 @@ use secateur_service::ops::{
     self, BenchRequest, CompareProgress, CompareRequest, EvalRequest, GenerateOptions, OwnTextRequest,
     PromptKind, PruneFileRequest, TasksRequest,
 };
-use secateur_service::{OpenModel, method_names, resolve_model};
+use secateur_service::{IdleDisk, OpenModel, method_names, resolve_model};
 use std::path::PathBuf;
 use std::process::ExitCode;
 
@@ -38,7 +38,7 @@ pub(super) fn prune(args: &PruneCommand, settings: &Settings, json: bool) -> Res
     if args.format != "gguf" {
         return Err(Failure::usage(format!("--format `{}`: this version writes gguf", args.format)));
     }
-    step_back(args.job.nice);
+    let _idle = step_back(args.job.nice);
     let model = open(&args.model, settings)?;
     let request = PruneFileRequest {
         out: args.out.clone(),
@@ -54,11 +54,16 @@ pub(super) fn prune(args: &PruneCommand, settings: &Settings, json: bool) -> Res
     Ok(ExitCode::from(OK))
 }
 
-/// Lets other programs go first for as long as this process lives: threads are as nice as the one that starts them.
-fn step_back(by: u8) {
+/// Lets other programs go first, at the processors for as long as this process lives, at the disk for as long as the
+/// result does: threads are as nice as the one that starts them.
+fn step_back(by: u8) -> Option<IdleDisk> {
+    if by == 0 {
+        return None;
+    }
     if let Err(error) = rustix::process::nice(i32::from(by)) {
         tracing::warn!(%error, "the job runs at the usual priority");
     }
+    Some(IdleDisk::new())
 }
 
 pub(super) fn eval(args: &EvalCommand, settings: &Settings, json: bool) -> Result<ExitCode, Failure> {
@@ -97,7 +102,7 @@ pub(super) fn eval(args: &EvalCommand, settings: &Settings, json: bool) -> Resul
 }
 
 pub(super) fn compare(args: &CompareCommand, settings: &Settings, json: bool) -> Result<ExitCode, Failure> {
-    step_back(args.job.nice);
+    let _idle = step_back(args.job.nice);
     let model = open(&args.model, settings)?;
     let methods = if args.methods.is_empty() {
         method_names().into_iter().map(str::to_owned).collect()

@@ -9,6 +9,7 @@
 
 mod attention;
 mod attention_decode;
+pub mod disk;
 mod elementwise;
 mod exp;
 mod format;
