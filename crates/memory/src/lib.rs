@@ -25,7 +25,9 @@ pub use plan::{
     MIN_CONTEXT_LEN, PlanError, PlanRequest, Refusal, SHORTER_CONTEXT_RATIO, Storage, WeightsSummary,
     footprint, plan, plan_ratio, predicted_perplexity_factor,
 };
-pub use pressure::{PressureLadder, PressureSample, PressureStep, PressureWatch};
+pub use pressure::{
+    PressureLadder, PressureSample, PressureStep, PressureWake, PressureWatch, wait_for_pressure,
+};
 pub use probe::{
     AndroidProbe, AppleFigures, AppleProbe, CpuAllowance, LinuxProbe, Pressure, PressureAverages, Probe,
     ProbeError, ProbeRoot, SystemProbe, probe, process_memory, rss_bytes, rss_peak_bytes, set_platform_probe,

@@ -2,13 +2,15 @@
 //!
 //! [`PressureLadder`] is pure: it is fed with the time and what was measured, and says on which [`PressureStep`] the
 //! service should stand. It climbs one step at a time, so that every step can show what it does, and comes down much
-//! more slowly than it went up. [`PressureWatch`] waits for the kernel's word that tasks stall, by systemd's protocol
-//! or the device's own file; without either the ladder is fed by the clock alone.
+//! more slowly than it went up. [`PressureWatch`] is the kernel's word that tasks stall, by systemd's protocol or the
+//! device's own file; without either the ladder is fed by the clock alone. [`wait_for_pressure`] waits for that word, and
+//! for an end, at the same time.
 
 use crate::status::{MIN_RESERVE_BYTES, MemoryStatus, reserve_bytes};
 use rustix::event::{PollFd, PollFlags, Timespec, poll};
 use std::fs::{File, OpenOptions};
-use std::io::Write;
+use std::io::{PipeReader, Write};
+use std::os::fd::AsFd;
 use std::time::Duration;
 
 /// Share of the time in which tasks wait for memory that is too much: systemd's own default.
@@ -189,21 +191,44 @@ impl PressureWatch {
         Some(Self { file })
     }
 
-    /// Waits for the kernel's word, at most `limit`; true when it came.
-    #[must_use]
-    pub fn wait(&self, limit: Duration) -> bool {
-        let mut fds = [PollFd::new(&self.file, PollFlags::PRI)];
-        let limit = Timespec::try_from(limit).ok();
-        let n_ready = poll(&mut fds, limit.as_ref()).unwrap_or(0);
-        0 < n_ready && fds[0].revents().contains(PollFlags::PRI)
-    }
-
     /// True while the watched group exists.
     #[must_use]
     pub fn is_alive(&self) -> bool {
         let mut fds = [PollFd::new(&self.file, PollFlags::PRI)];
         let now = Timespec { tv_sec: 0, tv_nsec: 0 };
         poll(&mut fds, Some(&now)).is_ok() && !fds[0].revents().contains(PollFlags::ERR)
+    }
+}
+
+/// Why a wait came to its end.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum PressureWake {
+    /// The time was over.
+    Elapsed,
+    /// The kernel says that tasks stall.
+    Stalled,
+    /// Nobody needs the answer any more.
+    Ended,
+}
+
+/// Waits for the kernel's word, at most `limit`, and ends at once when the other side of `end` is closed.
+#[must_use]
+pub fn wait_for_pressure(watch: Option<&PressureWatch>, end: &PipeReader, limit: Duration) -> PressureWake {
+    // Nothing is ever written to it; some systems tell a hang-up only to those who want to read.
+    let mut fds = vec![PollFd::from_borrowed_fd(end.as_fd(), PollFlags::IN)];
+    fds.extend(watch.map(|watch| PollFd::new(&watch.file, PollFlags::PRI)));
+    let limit = Timespec::try_from(limit).ok();
+    // A signal only makes the next look come early.
+    if poll(&mut fds, limit.as_ref()).is_err() {
+        return PressureWake::Elapsed;
+    }
+    let said = |idx: usize, what| fds.get(idx).is_some_and(|fd: &PollFd<'_>| fd.revents().intersects(what));
+    if said(0, PollFlags::IN | PollFlags::HUP | PollFlags::ERR) {
+        PressureWake::Ended
+    } else if said(1, PollFlags::PRI) {
+        PressureWake::Stalled
+    } else {
+        PressureWake::Elapsed
     }
 }
 
@@ -297,6 +322,20 @@ mod tests {
         assert_eq!(ladder.observe(Duration::from_secs(5), triggered), ShrinkCaches);
         assert_eq!(ladder.observe(Duration::from_secs(7), blind), ShrinkCaches);
         assert_eq!(ladder.observe(Duration::from_secs(37), blind), DropCaches);
+    }
+
+    #[test]
+    fn a_wait_ends_by_time_and_at_once_when_nobody_needs_it() {
+        let (end, alive) = std::io::pipe().unwrap();
+        assert_eq!(wait_for_pressure(None, &end, Duration::from_millis(1)), PressureWake::Elapsed);
+        let waiting = std::thread::spawn(move || wait_for_pressure(None, &end, Duration::from_secs(3600)));
+        drop(alive);
+        assert_eq!(waiting.join().unwrap(), PressureWake::Ended);
+        // With the kernel's file beside it, where this machine lets us watch one.
+        let (end, alive) = std::io::pipe().unwrap();
+        drop(alive);
+        let watch = PressureWatch::start();
+        assert_eq!(wait_for_pressure(watch.as_ref(), &end, Duration::from_secs(3600)), PressureWake::Ended);
     }
 
     #[test]

@@ -10,8 +10,13 @@ use crate::jobs::Origin;
 use crate::options::PressureResponse;
 use crate::shared::{Control, Shared};
 use crate::worker::Worker;
-use secateur_memory::{PressureLadder, PressureSample, PressureStep, PressureWatch, ProbeRoot, probe};
-use std::sync::Weak;
+use secateur_memory::{
+    PressureLadder, PressureSample, PressureStep, PressureWake, PressureWatch, ProbeRoot, probe,
+    wait_for_pressure,
+};
+use std::io::PipeReader;
+use std::sync::{Arc, Weak};
+use std::thread::JoinHandle;
 use std::time::{Duration, Instant};
 
 /// Time between two looks at the figures.
@@ -19,34 +24,37 @@ const INTERVAL: Duration = Duration::from_secs(2);
 /// Seconds after which a refused client is asked to come back.
 pub(crate) const RETRY_AFTER: Duration = Duration::from_secs(10);
 
-/// Starts the thread that watches; it ends with the service.
+/// Starts the thread that watches; it ends at once when the service has stopped.
 /// # Errors
-/// [`ServiceError::Internal`] when the system gives no thread.
-pub(crate) fn spawn(shared: Weak<Shared>, response: PressureResponse) -> Result<(), ServiceError> {
+/// [`ServiceError::Internal`] when the system gives no thread or no pipe.
+pub(crate) fn spawn(
+    shared: &Arc<Shared>,
+    response: PressureResponse,
+) -> Result<JoinHandle<()>, ServiceError> {
+    let (end, alive) = std::io::pipe().map_err(|error| crate::convert::internal(&error))?;
+    shared.keep_until_stopped(alive);
+    let shared = Arc::downgrade(shared);
     let thread = std::thread::Builder::new().name("pressure".to_owned()).stack_size(256 << 10);
     // systemd's way to say that nothing is to be watched.
     let is_off = std::env::var_os("MEMORY_PRESSURE_WATCH").is_some_and(|path| path == "/dev/null");
     let response = if is_off { PressureResponse::Ignore } else { response };
-    thread.spawn(move || watch(&shared, response)).map(drop).map_err(|error| crate::convert::internal(&error))
+    thread.spawn(move || watch(&shared, &end, response)).map_err(|error| crate::convert::internal(&error))
 }
 
-fn watch(shared: &Weak<Shared>, response: PressureResponse) {
+/// Looks at the figures until the other side of `end` is closed.
+fn watch(shared: &Weak<Shared>, end: &PipeReader, response: PressureResponse) {
     let (started, root) = (Instant::now(), ProbeRoot::host());
     let watch = if response == PressureResponse::GiveUp { PressureWatch::start() } else { None };
     let mut ladder = PressureLadder::default();
     let mut housekeeping = Housekeeping::default();
     loop {
-        let triggered = match &watch {
-            Some(watch) if watch.is_alive() => watch.wait(INTERVAL),
-            _ => {
-                std::thread::sleep(INTERVAL);
-                false
-            }
+        let alive = watch.as_ref().filter(|watch| watch.is_alive());
+        let triggered = match wait_for_pressure(alive, end, INTERVAL) {
+            PressureWake::Ended => return,
+            PressureWake::Stalled => true,
+            PressureWake::Elapsed => false,
         };
         let Some(shared) = shared.upgrade() else { return };
-        if shared.is_stopped() {
-            return;
-        }
         let Ok(status) = probe(&root) else { continue };
         if response == PressureResponse::GiveUp {
             let before = ladder.step();
@@ -57,9 +65,10 @@ fn watch(shared: &Weak<Shared>, response: PressureResponse) {
             }
         }
         housekeeping.look(&shared, &status.process);
-        if triggered {
-            // The kernel speaks at most once in a window; more often is only noise.
-            std::thread::sleep(INTERVAL / 4);
+        drop(shared);
+        // The kernel speaks at most once in a window; more often is only noise.
+        if triggered && wait_for_pressure(None, end, INTERVAL / 4) == PressureWake::Ended {
+            return;
         }
     }
 }
@@ -146,6 +155,18 @@ mod tests {
             }
         }
         end
+    }
+
+    #[tokio::test]
+    async fn the_watch_ends_with_the_service() {
+        let dir = tempfile::tempdir().unwrap();
+        let service = Service::start(ServiceOptions::new(dir.path().join("state"))).unwrap();
+        let shared = Arc::downgrade(service.handle().shared());
+        service.handle().shutdown(Duration::ZERO).await;
+        let stopped = Instant::now();
+        service.join();
+        assert!(stopped.elapsed() < INTERVAL / 4, "{:?}", stopped.elapsed());
+        assert_eq!(shared.strong_count(), 0, "no thread has it");
     }
 
     #[tokio::test]

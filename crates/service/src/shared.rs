@@ -16,6 +16,7 @@ use crate::served::{PreparedRequest, Served};
 use crate::stream::EventSink;
 use secateur_memory::{PressureSample, PressureStep, ProbeRoot, probe};
 use secateur_store::Store;
+use std::io::PipeWriter;
 use std::path::{Path, PathBuf};
 use std::sync::atomic::{AtomicBool, AtomicU64, AtomicUsize, Ordering};
 use std::sync::{Arc, Mutex, MutexGuard, OnceLock, PoisonError, RwLock};
@@ -94,6 +95,8 @@ pub(crate) struct Shared {
     /// When running requests are cancelled; set by a shutdown.
     drain_until: Mutex<Option<Instant>>,
     stopped: watch::Sender<bool>,
+    /// Closed by the stop: who waits at the other side ends.
+    alive: Mutex<Option<PipeWriter>>,
 }
 
 impl Shared {
@@ -123,6 +126,7 @@ impl Shared {
             hints: Hints::default(),
             drain_until: Mutex::new(None),
             stopped: watch::Sender::new(false),
+            alive: Mutex::new(None),
         }
     }
 
@@ -297,11 +301,6 @@ impl Shared {
         self.pressure.store(step.level(), Ordering::Relaxed);
     }
 
-    /// True when the compute thread has ended.
-    pub(crate) fn is_stopped(&self) -> bool {
-        *self.stopped.borrow()
-    }
-
     pub(crate) fn request(&self, request: Request) -> Result<(), ServiceError> {
         if PressureStep::RefuseWork <= self.pressure() {
             self.counters().view.requests_busy_total += 1;
@@ -375,7 +374,13 @@ impl Shared {
         until.is_some_and(|until| until <= Instant::now()) || self.hints.memory() == MemoryPressure::Critical
     }
 
+    /// Keeps one side of a pipe open until the compute thread has ended.
+    pub(crate) fn keep_until_stopped(&self, alive: PipeWriter) {
+        *self.alive.lock().unwrap_or_else(PoisonError::into_inner) = Some(alive);
+    }
+
     pub(crate) fn set_stopped(&self) {
+        self.alive.lock().unwrap_or_else(PoisonError::into_inner).take();
         self.stopped.send_replace(true);
     }
 

@@ -16,11 +16,11 @@ use secateur_store::Store;
 use std::sync::Arc;
 use std::thread::JoinHandle;
 
-/// A running service: the compute thread and the way to it.
+/// A running service: its threads, one that computes and one that watches memory, and the way to them.
 #[derive(Debug)]
 pub struct Service {
     handle: ServiceHandle,
-    thread: JoinHandle<()>,
+    threads: [JoinHandle<()>; 2],
 }
 
 impl Service {
@@ -46,9 +46,10 @@ impl Service {
         }
         let response = options.pressure;
         let shared = Arc::new(Shared::new(options, store, budget.bytes(), n_threads));
-        let thread = worker::spawn(&shared)?;
-        pressure::spawn(Arc::downgrade(&shared), response)?;
-        Ok(Self { handle: ServiceHandle::new(shared), thread })
+        // The watch ends by itself when there is nothing to watch.
+        let watch = pressure::spawn(&shared, response)?;
+        let compute = worker::spawn(&shared)?;
+        Ok(Self { handle: ServiceHandle::new(shared), threads: [compute, watch] })
     }
 
     /// The way to the service.
@@ -57,9 +58,11 @@ impl Service {
         self.handle.clone()
     }
 
-    /// Waits for the compute thread to end, after [`ServiceHandle::shutdown`] was asked for.
+    /// Waits for the threads to end, after [`ServiceHandle::shutdown`] was asked for.
     pub fn join(self) {
-        // A panic has been caught and logged in the thread.
-        let _ = self.thread.join();
+        for thread in self.threads {
+            // A panic has been caught and logged in the thread.
+            let _ = thread.join();
+        }
     }
 }

@@ -1,5 +1,6 @@
 // Drives the C ABI from C: the way of an app, then misuse. Usage: abi MODEL STATE_DIR [quick]
 #include "secateur.h"
+#include <dirent.h>
 #include <pthread.h>
 #include <stdatomic.h>
 #include <stdio.h>
@@ -91,6 +92,30 @@ static uint64_t create(const char *model, const char *state, const char *more) {
   return handle;
 }
 
+// How many threads of this process are ours: those that compute, watch memory and serve.
+static int threads_of_the_library(void) {
+  int n = 0;
+  DIR *tasks = opendir("/proc/self/task");
+  CHECK(tasks != NULL);
+  for (struct dirent *task; tasks && (task = readdir(tasks));) {
+    char path[300], name[32] = "";
+    snprintf(path, sizeof path, "/proc/self/task/%s/comm", task->d_name);
+    FILE *file = fopen(path, "r");
+    if (!file) continue;
+    if (fgets(name, sizeof name, file))
+      n += !strcmp(name, "compute\n") || !strcmp(name, "pressure\n") || !strncmp(name, "secateur", 8);
+    fclose(file);
+  }
+  if (tasks) closedir(tasks);
+  return n;
+}
+
+// None of them is left, or only what the kernel still lists for a moment after the end.
+static int threads_have_ended(void) {
+  for (int ms = 0; ms < 100 && threads_of_the_library() > 0; ms++) usleep(1000);
+  return threads_of_the_library() == 0;
+}
+
 static void the_way_of_an_app(const char *model, const char *state) {
   uint64_t handle = create(model, state, "");
   SecateurEndpoint first = {0}, second = {0};
@@ -99,6 +124,7 @@ static void the_way_of_an_app(const char *model, const char *state) {
   EXPECT(SECATEUR_CODE_ALREADY_RUNNING, secateur_start(handle, &second));
   CHECK(first.port != 0 && strlen(first.token) == 64);
   EXPECT(OK, secateur_wait_ready(handle, 60000));
+  CHECK(threads_of_the_library() >= 3);
   CHECK(http(first.port, "/health", NULL) == 200);
   CHECK(http(first.port, "/v1/models", NULL) == 401);
   CHECK(http(first.port, "/v1/models", first.token) == 200);
@@ -275,8 +301,10 @@ static void cycles(const char *model, const char *state, int n) {
       uint64_t handle = create(model, state, "");
       EXPECT(OK, secateur_start(handle, NULL));
       EXPECT(OK, secateur_stop(handle));
+      CHECK(threads_have_ended());
       EXPECT(OK, secateur_start(handle, NULL));
       EXPECT(OK, secateur_free(handle));
+      CHECK(threads_have_ended());
     }
     grown = resident_kib() - before;
     if (n < 100 || grown < n) return;

@@ -222,7 +222,7 @@ private fun cycles(fixture: Fixture, n: Int) = runBlocking {
         secateur.stop()
         secateur.start()
     }
-    // The thread that watches memory pressure, and its file, end at its next look, which is 2 s away at most.
+    // Ours have ended when `stop` returns; the JVM's own come and go.
     suspend fun settles(folder: String, most: Int) =
         withTimeoutOrNull(10_000) { while (most < count(folder)) delay(100) } != null
     // Until a round leaves next to nothing: the JVM grows for a while as it compiles, what each start loses never ends. The C
