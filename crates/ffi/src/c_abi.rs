@@ -60,7 +60,8 @@ thread_local! {
 
 fn set_last_error(message: &str) {
     let plain: String = message.chars().filter(|&c| c != '\0').collect();
-    LAST_ERROR.set(CString::new(plain).ok());
+    // A thread that is ending may have lost the place for it already.
+    let _ = LAST_ERROR.try_with(|last| last.replace(CString::new(plain).ok()));
 }
 
 /// Runs one call: no panic leaves it, and its error stays for `secateur_last_error`.
@@ -320,7 +321,8 @@ pub extern "C" fn secateur_free(handle: u64) -> SecateurCode {
 /// The last error of this thread in words; null when there was none. Valid until the next call on this thread.
 #[unsafe(no_mangle)]
 pub extern "C" fn secateur_last_error() -> *const c_char {
-    LAST_ERROR.with_borrow(|error| error.as_ref().map_or(std::ptr::null(), |error| error.as_ptr()))
+    let pointer = |last: &RefCell<Option<CString>>| last.borrow().as_ref().map(|error| error.as_ptr());
+    LAST_ERROR.try_with(pointer).ok().flatten().unwrap_or(std::ptr::null())
 }
 
 /// Gives back a text that another function wrote; null is fine.

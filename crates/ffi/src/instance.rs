@@ -341,9 +341,27 @@ impl Running {
         Ok(Self { handle, endpoint, cancels: watch::Sender::new(0), parts })
     }
 
+    /// Takes everything apart, on a thread of its own: the caller's may be at its end, with its thread-local values gone,
+    /// where a runtime cannot be waited for. Swift frees what a thread held last there.
     fn stop(&self, drain: Duration) {
-        let Some(Parts { service, runtime, server }) = lock(&self.parts).take() else { return };
+        let Some(parts) = lock(&self.parts).take() else { return };
         let handle = self.handle.clone();
+        let thread = std::thread::Builder::new().name("secateur-stop".to_owned()).stack_size(STACK_BYTES);
+        match thread.spawn(move || parts.stop(&handle, drain)).map(std::thread::JoinHandle::join) {
+            Ok(Ok(())) => {}
+            // The guard of the call makes an error of it.
+            Ok(Err(panic)) => std::panic::resume_unwind(panic),
+            Err(error) => {
+                tracing::error!(%error, "no thread to stop on");
+                block_on(self.handle.shutdown(drain));
+            }
+        }
+    }
+}
+
+impl Parts {
+    fn stop(self, handle: &ServiceHandle, drain: Duration) {
+        let Self { service, runtime, server } = self;
         runtime.block_on(async {
             let served = async {
                 let Some((stop, server)) = server else { return };

@@ -279,6 +279,36 @@ static void threads(const char *model, const char *state) {
   CHECK(refused > 0);
 }
 
+static void free_late(void *handle) {
+  char *json = NULL;
+  EXPECT(SECATEUR_CODE_INVALID_HANDLE, secateur_status(0, NULL));
+  EXPECT(OK, secateur_status(*(uint64_t *)handle, &json));
+  secateur_string_free(json);
+  EXPECT(OK, secateur_cancel(*(uint64_t *)handle));
+  EXPECT(OK, secateur_free(*(uint64_t *)handle));
+}
+
+static pthread_key_t late;
+static void *use_and_end(void *handle) {
+  EXPECT(OK, secateur_start(*(uint64_t *)handle, NULL));
+  EXPECT(OK, secateur_wait_ready(*(uint64_t *)handle, 60000));
+  EXPECT(OK, secateur_generate(*(uint64_t *)handle, REQUEST, NULL, NULL, NULL));
+  EXPECT(SECATEUR_CODE_INVALID_HANDLE, secateur_status(0, NULL));
+  pthread_setspecific(late, handle);
+  return NULL;
+}
+
+// Freed while a thread ends, when its values are gone already: Swift drops the last reference of a thread there.
+static void the_end_of_a_thread(const char *model, const char *state) {
+  uint64_t handle = create(model, state, "");
+  pthread_t thread;
+  pthread_key_create(&late, free_late);
+  pthread_create(&thread, NULL, use_and_end, &handle);
+  pthread_join(thread, NULL);
+  EXPECT(SECATEUR_CODE_INVALID_HANDLE, secateur_status(handle, NULL));
+  CHECK(threads_have_ended());
+}
+
 // Anonymous memory: mapped files come and go with what else the machine does.
 static long resident_kib(void) {
   char line[256];
@@ -321,6 +351,7 @@ int main(int argc, char **argv) {
   the_way_of_an_app(argv[1], argv[2]);
   misuse(argv[1], argv[2]);
   if (!quick) threads(argv[1], argv[2]);
+  the_end_of_a_thread(argv[1], argv[2]);
   cycles(argv[1], argv[2], quick ? 1 : 100);
   if (failures) fprintf(stderr, "%d failures\n", failures);
   else puts("all as expected");
