@@ -134,10 +134,16 @@ def main():
         state = browser.wait("['succeeded', 'failed', 'cancelled'].find((state) => document.getElementById('job').dataset.state === state)", 900, "the job ends")
         assert state == "succeeded", browser.run(text % "job-text")
         browser.wait("[...document.querySelectorAll('#models tr')].length >= 2", 30, "the pruned model is listed")
+        browser.wait((text % "state") + ".startsWith('ready')", 10, "the model is served")
         browser.screenshot(f"{folder}/4-done.png")
         browser.call("Emulation.setEmulatedMedia", features=[{"name": "prefers-color-scheme", "value": "dark"}])
         browser.screenshot(f"{folder}/5-dark.png")
         browser.call("Emulation.setEmulatedMedia", features=[])
+        browser.call("Emulation.setDeviceMetricsOverride", width=360, height=780, deviceScaleFactor=2, mobile=True)
+        wide = browser.run("document.documentElement.scrollWidth - document.documentElement.clientWidth")
+        assert wide <= 0, f"the page is {wide} pixels too wide for a small phone"
+        browser.screenshot(f"{folder}/7-phone-done.png")
+        browser.call("Emulation.setDeviceMetricsOverride", width=1100, height=900, deviceScaleFactor=1, mobile=False)
 
         # What a screen reader gets.
         tree = browser.call("Accessibility.getFullAXTree")["nodes"]

@@ -103,13 +103,17 @@ async function showModels() {
     $("models").replaceChildren(...models.map((model) => {
       const row = document.createElement("tr");
       const cells = [model.name || model.id.slice(0, 12), size(model.bytes),
-        model.ratio === null ? "–" : percent(model.ratio), model.active ? "yes" : ""];
+        model.ratio === null ? "–" : percent(model.ratio)];
       for (const text of cells) row.insertCell().textContent = text;
-      const actions = row.insertCell();
-      if (!model.active) {
-        actions.append(button("Serve", () => act("POST", "/api/v1/models/" + model.id + "/activate")));
+      const served = row.insertCell();
+      if (model.active) {
+        served.textContent = "yes";
+      } else {
+        served.append(button("Serve", () => act("POST", "/api/v1/models/" + model.id + "/activate")));
         if (model.kind === "pruned") {
-          actions.append(button("Delete", () => act("DELETE", "/api/v1/models/" + model.id)));
+          served.append(button("Delete", () => {
+            if (confirm("Delete " + (model.name || model.id) + "?")) act("DELETE", "/api/v1/models/" + model.id);
+          }));
         }
       }
       return row;
@@ -158,6 +162,7 @@ async function follow(job) {
     state.job = null;
   }
   showModels();
+  refresh();
 }
 
 function showJob(job) {
@@ -279,7 +284,8 @@ $("chat-form").addEventListener("submit", ask);
 $("stop").addEventListener("click", () => state.stop?.abort());
 $("clear").addEventListener("click", () => { state.chat = []; $("log").replaceChildren(); });
 $("question").addEventListener("keydown", (event) => {
-  if (event.key === "Enter" && !event.shiftKey) ask(event);
+  // Enter inside of an input method chooses a word.
+  if (event.key === "Enter" && !event.shiftKey && !event.isComposing) ask(event);
 });
 
 async function refresh() {
