@@ -147,6 +147,23 @@ fn decode(bench: &Bench, pool: &ThreadPool) {
     }
 }
 
+/// Formats whose blocks of 256 the rows of the reference model do not fill, each beside the exact product.
+fn block_formats(bench: &Bench, pool: &ThreadPool) {
+    let (n_rows, n_cols) = (24_576, 2048);
+    for dtype in [DType::Q4_0, DType::Q5_0, DType::Q5_1, DType::Q4_K, DType::Q5_K, DType::Q6_K] {
+        for precision in [Precision::F32, Precision::Int8] {
+            let (weight, input) = (weight(dtype, n_rows, n_cols), noise(1, n_cols));
+            let (mut out, mut scratch) = (vec![0.0; n_rows], MatmulScratch::default());
+            let amount = weight.data().len() as f64 / 1e9;
+            let name = format!("blocks {dtype} {}", precision.name());
+            bench.figure(&name, pool.n_threads(), "GB/s", amount, || {
+                let mode = MatmulMode { precision, store: Store::Replace };
+                matmul_with(pool, &input, &weight, &mut out, &mut scratch, mode);
+            });
+        }
+    }
+}
+
 fn prefill(bench: &Bench, pool: &ThreadPool) {
     for (n_tokens, n_in, n_out) in
         [(512, 576, 1536), (512, 1536, 576), (100, 576, 1536), (4, 576, 1536), (8, 576, 1536)]
@@ -254,9 +271,10 @@ fn main() {
     }
     for n_threads in [1, 2] {
         let pool = ThreadPool::new(n_threads);
-        let groups: [(&str, Group); 6] = [
+        let groups: [(&str, Group); 7] = [
             ("limits", limits),
             ("gemv", decode),
+            ("blocks", block_formats),
             ("matmul", prefill),
             ("gram", statistics),
             ("attention", attend),
