@@ -33,7 +33,7 @@ pub(super) const LAYER_DTYPES: [(DType, f64); 3] =
     [(DType::Q8_0, 1.0), (DType::Q4_1, 1.06), (DType::Q4_0, 1.12)];
 
 /// Perplexity with keys and values in q8_0, divided by that with f32.
-const Q8_CACHE: f64 = 1.001;
+const Q8_CACHE: f64 = 1.0007;
 
 /// Expected factor on perplexity of storing matrices as `dtype`, by one of the tables above; 1 for wide types.
 pub(super) fn storage_factor(known: &[(DType, f64)], dtype: Option<DType>) -> f64 {
