@@ -30,7 +30,7 @@ const EDGES: [(&str, &[&str]); 15] = [
 ];
 
 /// Foreign crates that only some of ours may know.
-const ROOMS: [(&str, &[&str]); 15] = [
+const ROOMS: [(&str, &[&str]); 16] = [
     ("axum", &["http-api"]),
     ("clap", &["daemon"]),
     ("faer", &["tensor"]),
@@ -40,12 +40,13 @@ const ROOMS: [(&str, &[&str]); 15] = [
     ("llguidance", &["generate"]),
     ("memmap2", &["model-file"]),
     ("minijinja", &["tokenizer"]),
+    ("prost", &[]),
     ("safetensors", &["model-file"]),
     ("sd-notify", &["daemon"]),
     ("sysinfo", &["memory"]),
     ("tokenizers", &["tokenizer"]),
     ("tract-core", &["engine"]),
-    ("tract-onnx", &["engine", "model-file"]),
+    ("tract-onnx", &[]),
 ];
 
 /// Where `unsafe` may stand: folders end with a slash.
