@@ -1,9 +1,10 @@
 //! Why a model file was refused. Every variant names the thing that is wrong.
 
+use crate::ImportError;
 use secateur_model::{ConfigError, WeightId};
 use secateur_tensor::DType;
 use std::io;
-use std::path::PathBuf;
+use std::path::{Path, PathBuf};
 
 /// A file could not be opened as a model.
 #[derive(Debug, thiserror::Error)]
@@ -228,6 +229,17 @@ pub enum ModelFileError {
     /// Rotary factors must be positive and finite.
     #[error("tensor `{0}` holds a factor that is not positive and finite")]
     RopeFactors(String),
+    /// One file of a checkpoint is at fault.
+    #[error("{}: {source}", path.display())]
+    InFile {
+        /// File or folder.
+        path: PathBuf,
+        /// What is wrong with it.
+        source: Box<ModelFileError>,
+    },
+    /// A checkpoint of another form than GGUF cannot be taken.
+    #[error(transparent)]
+    Import(#[from] ImportError),
     /// The vocabulary does not fit the token table.
     #[error("the vocabulary has {tokens} tokens, the token table {rows} rows")]
     VocabSize {
@@ -246,6 +258,17 @@ pub enum ModelFileError {
         /// Tokens.
         tokens: usize,
     },
+}
+
+impl ModelFileError {
+    /// Says in which file of several the fault is.
+    pub(crate) fn in_file(self, path: &Path) -> Self {
+        match self {
+            // These name their file themselves.
+            Self::InFile { .. } | Self::Io { .. } | Self::Changed { .. } => self,
+            error => Self::InFile { path: path.to_owned(), source: Box::new(error) },
+        }
+    }
 }
 
 /// A model could not be written. The target is untouched then.

@@ -1,6 +1,5 @@
 //! Which weights a model of a given configuration has, and their shapes.
 
-use crate::names::tensor_name;
 use crate::{ModelFileError, TensorInfo};
 use secateur_model::{LayerConfig, ModelConfig, WeightId, WeightRole};
 use secateur_tensor::DType;
@@ -59,10 +58,11 @@ pub(crate) fn expected_in_layer(
 }
 
 /// Checks that `weights` are exactly what `config` asks for: nothing missing, nothing more, every shape right,
-/// vectors in a float type.
+/// vectors in a float type. `name_of` is how the file would call a weight that is missing.
 pub(crate) fn check_weights(
     config: &ModelConfig,
     weights: &BTreeMap<WeightId, TensorInfo>,
+    name_of: fn(WeightId) -> String,
 ) -> Result<(), ModelFileError> {
     for (&id, tensor) in weights {
         let Some((want, _)) = expected(config, id) else {
@@ -77,7 +77,7 @@ pub(crate) fn check_weights(
     for id in globals.into_iter().chain(layers) {
         let required = expected(config, id).is_some_and(|(_, presence)| presence == Presence::Required);
         if required && !weights.contains_key(&id) {
-            return Err(ModelFileError::MissingTensor(tensor_name(id)));
+            return Err(ModelFileError::MissingTensor(name_of(id)));
         }
     }
     Ok(())

@@ -55,6 +55,14 @@ impl Mapped {
         if !file.metadata().map_err(io)?.is_file() {
             return Err(io(std::io::Error::other("not a regular file")));
         }
+        Self::from_file(path, file)
+    }
+
+    /// Maps a regular file that is open already; `path` is what errors call it.
+    /// # Errors
+    /// [`ModelFileError::Io`] when it cannot be mapped.
+    pub(crate) fn from_file(path: &Path, file: File) -> Result<Self, ModelFileError> {
+        let io = |source| ModelFileError::Io { path: path.to_owned(), source };
         // SAFETY: the mapping is read-only and the file is a regular one. Writers elsewhere could change or
         // shorten it; the module documentation says what then happens and how the crate reduces the risk.
         let map = Arc::new(unsafe { Mmap::map(&file) }.map_err(io)?);

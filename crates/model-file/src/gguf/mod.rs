@@ -7,7 +7,7 @@ mod cursor;
 mod header;
 pub(crate) mod value;
 
-pub(crate) use header::{Header, alignment, read_header};
+pub(crate) use header::{Header, alignment, check_overlap, read_header};
 
 /// Limits on untrusted files. Memory for the header is at most about
 /// `MAX_METADATA_KEYS * 150 + MAX_TENSORS * 250` bytes, and never more than a few times the file's size.

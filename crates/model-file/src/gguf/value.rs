@@ -235,6 +235,11 @@ impl StringArray {
         Self { len: 0, data: Bytes::new() }
     }
 
+    /// The strings as they are encoded.
+    pub(crate) fn data(&self) -> &Bytes {
+        &self.data
+    }
+
     /// How many there are.
     #[must_use]
     pub fn len(&self) -> usize {

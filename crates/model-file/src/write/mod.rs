@@ -1,4 +1,4 @@
-//! Writes a model as GGUF so that the file is either whole or not there.
+//! Writes a model as GGUF (or, in [`write_checkpoint`], as a folder with safetensors) so that the file is either whole or not there.
 //!
 //! The file is written beside its target under a temporary name, tensor by tensor and block of rows by block of
 //! rows, then synced, read back, renamed, and the folder is synced. Memory: the metadata keys and two blocks of
@@ -11,12 +11,14 @@
 //! - a layer without MLP gets an MLP of zeros, because `deci` drops the attention of such a layer too;
 //! - a first layer without attention gets an attention of zeros, because `deci` takes the head size from it.
 
+mod checkpoint;
 mod file;
 mod keys;
 mod plan;
 mod retabled;
 mod stream;
 
+pub use checkpoint::{WrittenCheckpoint, write_checkpoint};
 pub use plan::stored_dtype;
 pub use retabled::{RetabledSource, RoundHead};
 pub use stream::BLOCK_VALUES;

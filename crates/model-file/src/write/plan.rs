@@ -19,6 +19,8 @@ pub(super) enum Origin {
     Source(WeightId),
     /// The source's weight, the rows of each head reordered from rotary halves to rotary pairs.
     SourceInPairs(WeightId),
+    /// The same the other way round.
+    SourceInHalves(WeightId),
     /// The same value everywhere.
     Constant(f32),
     /// These values.

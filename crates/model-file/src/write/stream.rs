@@ -23,7 +23,7 @@ pub(super) fn write_tensor(
             let bytes: Vec<u8> = values.iter().flat_map(|value| value.to_le_bytes()).collect();
             target.put(&bytes)
         }
-        Origin::Source(id) | Origin::SourceInPairs(id) => {
+        Origin::Source(id) | Origin::SourceInPairs(id) | Origin::SourceInHalves(id) => {
             let matrix = source.require(*id)?;
             check_same(*id, tensor, &matrix)?;
             let result = write_matrix(target, source, *id, tensor, &matrix);
@@ -68,9 +68,15 @@ fn write_matrix(
     tensor: &Planned,
     matrix: &WeightMatrix,
 ) -> Result<(), WriteError> {
-    let in_pairs = matches!(tensor.origin, Origin::SourceInPairs(_));
-    if in_pairs && tensor.is_vector {
-        return write_vector_in_pairs(target, tensor, matrix);
+    let head_dim = tensor.head_dim;
+    let order = |row| match tensor.origin {
+        Origin::SourceInPairs(_) => row_in_halves(row, head_dim),
+        Origin::SourceInHalves(_) => row_in_pairs(row, head_dim),
+        _ => row,
+    };
+    let is_turned = matches!(tensor.origin, Origin::SourceInPairs(_) | Origin::SourceInHalves(_));
+    if is_turned && tensor.is_vector {
+        return write_vector(target, matrix, order);
     }
     let n_rows = tensor.shape[0];
     let rows_at_once = (BLOCK_VALUES / tensor.shape[1]).clamp(1, n_rows);
@@ -78,9 +84,8 @@ fn write_matrix(
     let mut unreturned = 0;
     for start in (0..n_rows).step_by(rows_at_once) {
         let count = rows_at_once.min(n_rows - start);
-        let order = |row| if in_pairs { row_in_halves(row, tensor.head_dim) } else { row };
         if tensor.dtype == tensor.source_dtype {
-            if in_pairs {
+            if is_turned {
                 (start..start + count).try_for_each(|row| target.put(matrix.row(order(row))))?;
             } else {
                 target.put(matrix.rows(start, count).data())?;
@@ -111,14 +116,19 @@ fn row_in_halves(row: usize, head_dim: usize) -> usize {
     head * head_dim + place / 2 + (place % 2) * (head_dim / 2)
 }
 
-fn write_vector_in_pairs(
+/// The row of a head in pairs order that becomes row `row` in halves order.
+fn row_in_pairs(row: usize, head_dim: usize) -> usize {
+    let (head, place, half) = (row / head_dim, row % head_dim, head_dim / 2);
+    head * head_dim + 2 * (place % half) + place / half
+}
+
+fn write_vector(
     target: &mut Target,
-    tensor: &Planned,
     matrix: &WeightMatrix,
+    order: impl Fn(usize) -> usize,
 ) -> Result<(), WriteError> {
     let values = matrix.to_f32();
-    let order = (0..values.len()).map(|place| values[row_in_halves(place, tensor.head_dim)]);
-    let bytes: Vec<u8> = order.flat_map(f32::to_le_bytes).collect();
+    let bytes: Vec<u8> = (0..values.len()).flat_map(|place| values[order(place)].to_le_bytes()).collect();
     target.put(&bytes)
 }
 
@@ -175,5 +185,6 @@ mod tests {
     fn halves_become_pairs_within_each_head() {
         let order: Vec<usize> = (0..16).map(|row| row_in_halves(row, 8)).collect();
         assert_eq!(order, [0, 4, 1, 5, 2, 6, 3, 7, 8, 12, 9, 13, 10, 14, 11, 15]);
+        assert!((0..48).all(|row| row_in_pairs(row_in_halves(row, 8), 8) == row));
     }
 }
