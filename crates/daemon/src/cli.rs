@@ -188,7 +188,8 @@ pub(crate) struct ServeArgs {
 
 #[derive(Clone, Debug, Default, Args, Serialize)]
 pub(crate) struct ServedModelArgs {
-    /// Model file, or id of a stored model; the newest stored model when absent.
+    /// GGUF file, folder with config.json and safetensors or ONNX, or id of a stored model; the newest stored model
+    /// when absent.
     #[arg(long, value_name = "MODEL")]
     #[serde(skip_serializing_if = "Option::is_none")]
     model: Option<String>,
@@ -234,7 +235,9 @@ pub(crate) enum Command {
     OwnText(OwnTextCommand),
     /// Measure speed.
     Bench(BenchCommand),
-    /// Describe a model file.
+    /// Write a model as GGUF or safetensors, without pruning it.
+    Export(ExportCommand),
+    /// Describe a model.
     Inspect(InspectCommand),
     /// Look at this host: what it can give, and what is wrong with it.
     Doctor(DoctorCommand),
@@ -250,7 +253,7 @@ pub(crate) enum Command {
 
 #[derive(Debug, Args)]
 pub(crate) struct PlanCommand {
-    /// Model file, or id of a stored model.
+    /// GGUF file, folder with config.json and safetensors or ONNX, or id of a stored model.
     pub(crate) model: String,
     /// Share of decoder-layer parameters to remove, whatever the budget.
     #[arg(long, value_name = "RATIO")]
@@ -276,7 +279,7 @@ pub(crate) struct JobArgs {
 
 #[derive(Debug, Args)]
 pub(crate) struct PruneCommand {
-    /// Model file, or id of a stored model.
+    /// GGUF file, folder with config.json and safetensors or ONNX, or id of a stored model.
     pub(crate) model: String,
     /// File to write.
     #[arg(short, long, value_name = "OUT")]
@@ -306,7 +309,7 @@ pub(crate) struct PruneCommand {
 
 #[derive(Debug, Args)]
 pub(crate) struct EvalCommand {
-    /// Model file, or id of a stored model.
+    /// GGUF file, folder with config.json and safetensors or ONNX, or id of a stored model.
     pub(crate) model: String,
     /// Text to measure perplexity on.
     #[arg(long, value_name = "FILE", required_unless_present = "tasks", conflicts_with = "tasks")]
@@ -338,7 +341,7 @@ pub(crate) struct EvalCommand {
 
 #[derive(Debug, Args)]
 pub(crate) struct CompareCommand {
-    /// Model file, or id of a stored model.
+    /// GGUF file, folder with config.json and safetensors or ONNX, or id of a stored model.
     pub(crate) model: String,
     /// Share of decoder-layer parameters every method removes.
     #[arg(long, value_name = "RATIO")]
@@ -380,7 +383,7 @@ pub(crate) struct CompareCommand {
 
 #[derive(Debug, Args)]
 pub(crate) struct GenerateCommand {
-    /// Model file, or id of a stored model.
+    /// GGUF file, folder with config.json and safetensors or ONNX, or id of a stored model.
     pub(crate) model: String,
     /// The prompt.
     #[arg(long, value_name = "TEXT")]
@@ -424,7 +427,7 @@ pub(crate) struct GenerateCommand {
 
 #[derive(Debug, Args)]
 pub(crate) struct OwnTextCommand {
-    /// Model file, or id of a stored model.
+    /// GGUF file, folder with config.json and safetensors or ONNX, or id of a stored model.
     pub(crate) model: String,
     /// Text file to write.
     #[arg(short, long, value_name = "OUT")]
@@ -445,7 +448,7 @@ pub(crate) struct OwnTextCommand {
 
 #[derive(Debug, Args)]
 pub(crate) struct BenchCommand {
-    /// Model file, or id of a stored model.
+    /// GGUF file, folder with config.json and safetensors or ONNX, or id of a stored model.
     pub(crate) model: String,
     /// Tokens of the prompt.
     #[arg(long, value_name = "N", default_value_t = 512)]
@@ -470,8 +473,26 @@ pub(crate) struct BenchCommand {
 }
 
 #[derive(Debug, Args)]
+pub(crate) struct ExportCommand {
+    /// GGUF file, folder with config.json and safetensors or ONNX, or id of a stored model.
+    pub(crate) model: String,
+    /// File to write; for safetensors a new folder.
+    #[arg(short, long, value_name = "OUT")]
+    pub(crate) out: PathBuf,
+    /// Form to write: gguf, or safetensors with config.json and the tokenizer's files.
+    #[arg(long, value_name = "FORMAT", default_value = "gguf")]
+    pub(crate) format: String,
+    /// Storage of the matrices: keep, f32, f16, bf16, q8_0, q4_0, q4_1. What is rounded here is rounded value by value;
+    /// `prune --ratio 0 --dtype q4_0` makes up for it.
+    #[arg(long, value_name = "DTYPE", default_value = "keep")]
+    pub(crate) dtype: String,
+    #[command(flatten)]
+    pub(crate) state: StateArgs,
+}
+
+#[derive(Debug, Args)]
 pub(crate) struct InspectCommand {
-    /// Model file, or id of a stored model.
+    /// GGUF file, folder with config.json and safetensors or ONNX, or id of a stored model.
     pub(crate) model: String,
     #[command(flatten)]
     pub(crate) state: StateArgs,
@@ -562,6 +583,7 @@ impl Command {
             Self::Generate(c) => vec![layer(&c.cache), layer(&c.run), layer(&c.compute), layer(&c.state)],
             Self::OwnText(c) => vec![layer(&c.run), layer(&c.compute), layer(&c.state)],
             Self::Bench(c) => vec![layer(&c.cache), layer(&c.run), layer(&c.compute), layer(&c.state)],
+            Self::Export(c) => vec![layer(&c.state)],
             Self::Inspect(c) => vec![layer(&c.state)],
             Self::Doctor(c) => vec![layer(&c.run), layer(&c.state), layer(&c.listen)],
             Self::Models(c) => vec![layer(&c.state)],

@@ -27,17 +27,19 @@ pub(crate) enum Confinement {
     None,
 }
 
-/// Confines the calling thread and all it starts from now on. `model` is the file to serve.
+/// Confines the calling thread and all it starts from now on. `model` is the file or folder to serve.
 /// # Errors
 /// When the kernel has landlock and refuses.
 pub(crate) fn confine(settings: &Settings, model: Option<&Path>) -> Result<Confinement, RulesetError> {
     let mut readable: Vec<PathBuf> = READABLE.iter().map(PathBuf::from).collect();
     readable.extend(model.map(folders_of).unwrap_or_default());
+    readable.extend(model.map(checkpoint_places).unwrap_or_default());
     readable.extend(settings.calibration.clone());
     readable.extend(settings.api_key_file.clone());
     readable.extend(Settings::credential().and_then(|path| path.parent().map(Path::to_owned)));
     readable.extend(std::env::var_os("HOME").map(|home| Path::new(&home).join(".config/secateur")));
-    let writable = [settings.state_dir.clone(), std::env::temp_dir()];
+    // Weights that are stored anew while a model is opened go to the large one of the two.
+    let writable = [settings.state_dir.clone(), std::env::temp_dir(), PathBuf::from("/var/tmp")];
     let status = Ruleset::default()
         .set_compatibility(CompatLevel::BestEffort)
         .handle_access(AccessFs::from_all(NEWEST))?
@@ -65,6 +67,23 @@ fn folders_of(model: &Path) -> BTreeSet<PathBuf> {
         Some(if dir == Path::new("") { PathBuf::from(".") } else { dir.to_owned() })
     };
     files.iter().chain(&linked).filter_map(folder).collect()
+}
+
+/// Where the other files of a checkpoint are, when one of them is named: beside it, and for the graphs of repositories
+/// in the folder above or below; links lead to single files.
+fn checkpoint_places(model: &Path) -> Vec<PathBuf> {
+    let beside = if model.is_dir() { Some(model) } else { model.parent() };
+    let Some(beside) = beside.and_then(|dir| dir.canonicalize().ok()) else { return Vec::new() };
+    let mut folders = vec![beside.clone()];
+    if beside.file_name().is_some_and(|name| name == "onnx") {
+        folders.extend(beside.parent().map(Path::to_owned));
+    }
+    let in_onnx = beside.join("onnx");
+    let entries = folders.clone().into_iter().chain(in_onnx.is_dir().then_some(in_onnx));
+    let entries = entries.filter_map(|dir| std::fs::read_dir(dir).ok()).flatten().flatten();
+    let linked = entries.filter(|entry| entry.file_type().is_ok_and(|kind| kind.is_symlink()));
+    folders.extend(linked.filter_map(|link| link.path().canonicalize().ok()).filter(|path| path.is_file()));
+    folders
 }
 
 /// Rules for the paths that exist.

@@ -34,7 +34,7 @@ pub(crate) enum Http {
 pub(crate) struct Config {
     /// Folder of the store and of jobs at work: private to the app.
     state_dir: PathBuf,
-    /// A model file, or an id of the store; the newest entry of the store when absent.
+    /// A GGUF file, a checkpoint's folder, or an id of the store; the newest entry of the store when absent.
     #[serde(default)]
     model: Option<String>,
     /// `auto`, a size or a percentage: the bound on the whole process.

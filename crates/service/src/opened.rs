@@ -3,7 +3,7 @@
 use crate::ServiceError;
 use crate::convert::data_error;
 use secateur_model::WeightSource;
-use secateur_model_file::{ModelFile, StringArray};
+use secateur_model_file::{ModelFile, ModelForm, StringArray};
 use secateur_tokenizer::{GgufVocab, SpecialIds, StringList, Tokenizer};
 use std::path::Path;
 use std::sync::Arc;
@@ -57,9 +57,11 @@ pub(crate) fn open_file(path: &Path) -> Result<ModelFile, ServiceError> {
     // The file system's own words are clearer than the mapping's.
     let metadata =
         std::fs::metadata(path).map_err(|source| ServiceError::Io { path: path.to_owned(), source })?;
-    if !metadata.is_file() {
+    if !metadata.is_file() && !metadata.is_dir() {
         let message =
-            "is not a file; a model is one GGUF file, or an id of `secateur models list`".to_owned();
+            "is neither file nor folder; a model is a GGUF file, a folder with config.json, tokenizer.json \
+            and weights as safetensors or ONNX, or an id of `secateur models list`"
+                .to_owned();
         return Err(ServiceError::Data { path: path.to_owned(), message });
     }
     ModelFile::open(path).map_err(|error| data_error(path, &error))
@@ -70,7 +72,15 @@ pub(crate) fn model_name(file: &ModelFile) -> String {
     if !name.is_empty() {
         return name.clone();
     }
-    file.path().file_stem().map_or_else(|| "model".to_owned(), |stem| stem.to_string_lossy().into_owned())
+    let path = file.path();
+    // The files of a checkpoint all have the same names; its folder tells them apart.
+    let folder = match file.form() {
+        ModelForm::Gguf => None,
+        _ if path.is_dir() => path.canonicalize().ok(),
+        _ => path.canonicalize().ok().and_then(|path| path.parent().map(Path::to_owned)),
+    };
+    let name = folder.as_deref().map_or_else(|| path.file_stem(), Path::file_name);
+    name.map_or_else(|| "model".to_owned(), |name| name.to_string_lossy().into_owned())
 }
 
 /// Lends the strings of a mapped file to the tokenizer, which knows no files.

@@ -27,6 +27,7 @@ pub(crate) fn run(
         Command::Generate(args) => work::generate(&args, settings, json),
         Command::OwnText(args) => work::own_text(&args, settings, json),
         Command::Bench(args) => work::bench(&args, settings, json),
+        Command::Export(args) => work::export(&args, settings, json),
         Command::Inspect(args) => work::inspect(&args, settings, json),
         Command::Doctor(args) => admin::doctor(&args, settings, json),
         Command::Models(args) => admin::models(&args.command, settings, json),

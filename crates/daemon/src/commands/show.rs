@@ -4,8 +4,8 @@ use crate::output::table;
 use secateur_service::api::{FootprintView, LayerView};
 use secateur_service::format_bytes;
 use secateur_service::ops::{
-    BenchReport, CompareReport, DoctorReport, DraftReport, EvalReport, GenerateReport, InspectReport, Level,
-    OwnTextReport, PlanReport, PruneFileReport, TasksReport,
+    BenchReport, CompareReport, DoctorReport, DraftReport, EvalReport, ExportReport, GenerateReport,
+    InspectReport, Level, OwnTextReport, PlanReport, PruneFileReport, TasksReport,
 };
 
 fn percent(share: f64) -> String {
@@ -215,6 +215,18 @@ pub(super) fn bench(report: &BenchReport) -> String {
     table(&rows)
 }
 
+pub(super) fn export(report: &ExportReport) -> String {
+    let mut rows = vec![
+        (report.output_form, format!("{} ({})", report.out.display(), format_bytes(report.bytes_after))),
+        ("digest", report.output_digest.clone()),
+        ("architecture", report.output_architecture.to_owned()),
+        ("from", format!("{} ({})", report.form, format_bytes(report.bytes_before))),
+        ("peak memory", format_bytes(report.rss_peak_bytes)),
+    ];
+    rows.extend(report.notes.iter().map(|note| ("note", note.clone())));
+    table(&rows)
+}
+
 pub(super) fn inspect(report: &InspectReport) -> String {
     let heads: Vec<usize> = report.layers.iter().map(|layer| layer.num_attention_heads).collect();
     let kv_heads: Vec<usize> = report.layers.iter().map(|layer| layer.num_key_value_heads).collect();
@@ -227,6 +239,7 @@ pub(super) fn inspect(report: &InspectReport) -> String {
         ("name", report.name.clone()),
         ("file", format!("{} ({})", report.path.display(), format_bytes(report.bytes))),
         ("digest", report.digest.clone()),
+        ("form", report.form.to_owned()),
         ("architecture", report.architecture.to_owned()),
         ("layers", format!("{}{}", report.n_layers, if report.uniform { ", all alike" } else { "" })),
         ("hidden size", report.hidden_size.to_string()),

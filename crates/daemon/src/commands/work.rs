@@ -1,9 +1,9 @@
-//! Commands on one model: plan, prune, eval, generate, bench, inspect.
+//! Commands on one model: plan, prune, eval, generate, bench, export, inspect.
 
 use super::show;
 use crate::cli::{
-    BenchCommand, CompareCommand, EvalCommand, GenerateCommand, InspectCommand, OwnTextCommand, PlanCommand,
-    PruneCommand,
+    BenchCommand, CompareCommand, EvalCommand, ExportCommand, GenerateCommand, InspectCommand,
+    OwnTextCommand, PlanCommand, PruneCommand,
 };
 use crate::failure::{Failure, INTERRUPTED, OK};
 use crate::output;
@@ -201,6 +201,12 @@ pub(super) fn bench(args: &BenchCommand, settings: &Settings, json: bool) -> Res
         ops::bench(&model, &request, &mut |done, total| line.count("run", done, total, ""), &cancel)?;
     drop(line);
     output::report(&report, json, show::bench)?;
+    Ok(ExitCode::from(OK))
+}
+
+pub(super) fn export(args: &ExportCommand, settings: &Settings, json: bool) -> Result<ExitCode, Failure> {
+    let report = ops::export(&open(&args.model, settings)?, &args.out, &args.format, &args.dtype)?;
+    output::report(&report, json, show::export)?;
     Ok(ExitCode::from(OK))
 }
 

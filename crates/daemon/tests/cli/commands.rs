@@ -183,7 +183,7 @@ fn failures_have_the_exit_codes_of_sysexits_and_name_the_way_out() {
         (vec!["plan"], 64, "MODEL"),
         (vec!["eval", model], 64, "--text"),
         (vec!["plan", "absent.gguf"], 66, "absent.gguf"),
-        (vec!["plan", "/"], 65, "not a file"),
+        (vec!["plan", "/"], 65, "model.safetensors"),
         (vec!["plan", str_of(&broken)], 65, "broken.gguf"),
         (vec!["plan", model, "--memory-budget", "lots"], 64, "128MiB"),
         (vec!["plan", model, "--ratio", "1.5"], 64, "from 0 to below 1"),
@@ -197,6 +197,7 @@ fn failures_have_the_exit_codes_of_sysexits_and_name_the_way_out() {
         (vec!["prune", model, "-o", "x", "--format", "onnx"], 64, "gguf"),
         (vec!["prune", model, "-o", "x", "--ratio", "0.2", "--calibration", "absent.txt"], 66, "absent.txt"),
         (vec!["prune", model, "-o", "x", "--ratio", "0.2", "--calibration", text], 64, "calibration"),
+        (vec!["export", model, "-o", "x", "--dtype", "q6_k"], 64, "q4_0"),
         (vec!["eval", model, "--text", "absent.txt"], 64, "--seq-len"),
         (vec!["eval", model, "--seq-len", "64", "--text", "absent.txt"], 66, "absent.txt"),
         (

@@ -26,6 +26,8 @@ pub struct InspectReport {
     pub path: PathBuf,
     /// What it calls itself.
     pub name: String,
+    /// `gguf`, `safetensors` or `onnx`.
+    pub form: &'static str,
     /// `llama` or `qwen2`.
     pub architecture: &'static str,
     /// Size of the file.
@@ -90,6 +92,7 @@ pub fn inspect(model: &OpenModel) -> Result<InspectReport, ServiceError> {
     Ok(InspectReport {
         path: file.path().to_owned(),
         name: model_name(file),
+        form: file.form().name(),
         architecture: match config.architecture {
             Architecture::Llama => "llama",
             Architecture::Qwen2 => "qwen2",

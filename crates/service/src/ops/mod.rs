@@ -7,6 +7,7 @@ mod bench;
 mod compare;
 mod doctor;
 mod eval;
+mod export;
 mod generate;
 mod inspect;
 mod models;
@@ -22,6 +23,7 @@ pub use compare::{
 };
 pub use doctor::{DoctorReport, DoctorRequest, Finding, Level, doctor};
 pub use eval::{DEFAULT_SEQ_LEN, EvalProgress, EvalReport, EvalRequest, eval_text};
+pub use export::{ExportReport, export};
 pub use generate::{DEFAULT_MAX_TOKENS, DraftReport, GenerateOptions, GenerateReport, PromptKind, generate};
 pub use inspect::{DTypeCount, InspectReport, inspect};
 pub use models::{DamagedModel, ModelsReport, VerifyReport, list_models, remove_models, verify_models};
