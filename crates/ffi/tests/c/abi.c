@@ -124,7 +124,6 @@ static void the_way_of_an_app(const char *model, const char *state) {
   EXPECT(SECATEUR_CODE_ALREADY_RUNNING, secateur_start(handle, &second));
   CHECK(first.port != 0 && strlen(first.token) == 64);
   EXPECT(OK, secateur_wait_ready(handle, 60000));
-  CHECK(threads_of_the_library() >= 3);
   CHECK(http(first.port, "/health", NULL) == 200);
   CHECK(http(first.port, "/v1/models", NULL) == 401);
   CHECK(http(first.port, "/v1/models", first.token) == 200);
@@ -141,6 +140,8 @@ static void the_way_of_an_app(const char *model, const char *state) {
   EXPECT(OK, secateur_generate(handle, REQUEST, on_text, &seen, &json));
   CHECK(json && strstr(json, "finish_reason"));
   CHECK(seen.calls > 0 && seen.bytes > 0);
+  // Those that have answered; the one that watches may not have come to run.
+  CHECK(threads_of_the_library() >= 2);
   CHECK(seen.reentrant == SECATEUR_CODE_REENTRANT && seen.light == OK);
   secateur_string_free(json);
   struct seen impatient = {.stop_after = 1};
