@@ -91,7 +91,7 @@ impl Worker {
             let report = serde_json::json!({ "untouched": true, "reason": prepared.plan.reason });
             return Ok(JobEnd::Succeeded { model: known.view.id, report });
         }
-        let entry = match shared.store().find(&prepared.key())? {
+        let entry = match made_before(&shared, &prepared, budget_bytes)? {
             Some(entry) => {
                 tracing::info!(id = %entry.id, "this has been pruned before");
                 entry
@@ -223,6 +223,27 @@ impl Worker {
     }
 }
 
+/// What an earlier job made of the same inputs: the best there is of them, or, with no more memory than it had then, what
+/// came of little memory. Without the latter a service would prune again at every start.
+fn made_before(
+    shared: &Shared,
+    prepared: &Prepared,
+    budget_bytes: u64,
+) -> Result<Option<Entry>, ServiceError> {
+    if let Some(entry) = shared.store().find(&prepared.key())? {
+        return Ok(Some(entry));
+    }
+    let poorer = shared.store().find(&poorer_key(prepared))?;
+    let had_as_much =
+        |entry: &Entry| entry.manifest.report["budget_bytes"].as_u64().is_some_and(|had| budget_bytes <= had);
+    Ok(poorer.filter(had_as_much))
+}
+
+/// The key of a result for which memory was too short to do all that its method would.
+fn poorer_key(prepared: &Prepared) -> String {
+    blake3::hash(format!("{} {MOMENTS_RUNG}", prepared.key()).as_bytes()).to_string()
+}
+
 fn store_result(
     shared: &Shared,
     prepared: &Prepared,
@@ -244,9 +265,7 @@ fn draft(prepared: &Prepared, known: &Known, report: serde_json::Value) -> Draft
     let settings = &prepared.settings;
     // A job with more memory asks for a better model by the same inputs: it must not be given this one.
     let is_poorer = report["memory"]["rung"] == MOMENTS_RUNG;
-    let key = prepared.key();
-    let key =
-        if is_poorer { blake3::hash(format!("{key} {MOMENTS_RUNG}").as_bytes()).to_string() } else { key };
+    let key = if is_poorer { poorer_key(prepared) } else { prepared.key() };
     Draft {
         key,
         generator: format!("secateur {}", env!("CARGO_PKG_VERSION")),

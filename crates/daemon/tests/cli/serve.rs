@@ -93,6 +93,7 @@ fn it_prunes_to_the_budget_once_and_restarts_with_the_stored_model() {
     server.signal(Signal::TERM);
     assert_eq!(server.wait().0.code(), Some(0));
 
+    // Also where memory was so short that the result is a poorer one: more memory will not be there at the next start.
     let mut server = Server::start(&home, &args);
     server.ready();
     assert!(server.log_so_far().contains("pruned before"), "{}", server.log_so_far());
