@@ -28,6 +28,9 @@ const MAX_YIELD: Duration = Duration::from_secs(30);
 /// Work folders of unfinished jobs that are kept for going on with; older ones are swept up.
 const MAX_WORK_DIRS: usize = 4;
 
+/// Name of the memory budget of a job among the settings in a manifest.
+const BUDGET_SETTING: &str = "budget_bytes";
+
 impl Worker {
     /// Queues again what a stop or a kill interrupted.
     pub(crate) fn take_up_pending(&self) {
@@ -234,8 +237,10 @@ fn made_before(
         return Ok(Some(entry));
     }
     let poorer = shared.store().find(&poorer_key(prepared))?;
-    let had_as_much =
-        |entry: &Entry| entry.manifest.report["budget_bytes"].as_u64().is_some_and(|had| budget_bytes <= had);
+    let had_as_much = |entry: &Entry| {
+        let had = entry.manifest.settings.get(BUDGET_SETTING).and_then(serde_json::Value::as_u64);
+        had.is_some_and(|had| budget_bytes <= had)
+    };
     Ok(poorer.filter(had_as_much))
 }
 
@@ -278,7 +283,10 @@ fn draft(prepared: &Prepared, known: &Known, report: serde_json::Value) -> Draft
         },
         plan: plan_view(&prepared.plan, prepared.budget_bytes, &settings.plan),
         method: settings.method.clone(),
-        settings: BTreeMap::from([("fit_tokens".to_owned(), prepared.fit_tokens.into())]),
+        settings: BTreeMap::from([
+            ("fit_tokens".to_owned(), prepared.fit_tokens.into()),
+            (BUDGET_SETTING.to_owned(), prepared.budget_bytes.into()),
+        ]),
         seed: settings.seed,
         calibration: CalibrationRecord {
             digest: prepared.calibration_digest.clone(),
