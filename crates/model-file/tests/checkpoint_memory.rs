@@ -2,28 +2,19 @@
 //! because the peak is the process's, and the one that made the files has a heap that hides what is taken from it.
 #![expect(clippy::unwrap_used, reason = "test code")]
 
+mod support;
+
 use secateur_model::WeightSource;
 use secateur_model_file::{ModelFile, WriteOptions, write_gguf};
 use secateur_tensor::DType;
 use secateur_test_support::{Style, TinyLayer, TinyModel};
 use std::path::Path;
 use std::process::Command;
+use support::{peak_bytes, reset_peak};
 
 /// Allowed growth of the peak: two blocks of 4 MiB and a sixteenth, buffers, names, pages between two give-backs.
 const OPEN_BYTES: u64 = 10 << 20;
 const WRITE_BYTES: u64 = 12 << 20;
-
-fn peak_bytes() -> u64 {
-    let status = std::fs::read_to_string("/proc/self/status").unwrap();
-    let line = status.lines().find(|line| line.starts_with("VmHWM:")).unwrap();
-    line.split_whitespace().nth(1).unwrap().parse::<u64>().unwrap() * 1024
-}
-
-/// Sets the peak back to what is resident at present.
-fn reset_peak() -> u64 {
-    std::fs::write("/proc/self/clear_refs", "5").unwrap();
-    peak_bytes()
-}
 
 /// Writes about 40 MB of weights in three forms.
 fn write(dir: &Path) -> [&'static str; 3] {

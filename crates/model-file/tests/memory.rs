@@ -1,12 +1,14 @@
 //! Resident memory while a real model is opened, digested and written anew. A test of its own process, because
 //! it reads the process's peak. Uses the reference model.
-#![expect(clippy::unwrap_used, reason = "test code")]
+
+mod support;
 
 use secateur_model::{WeightId, WeightRole, WeightSource};
 use secateur_model_file::{ModelFile, RetabledSource, WriteOptions, write_gguf};
 use secateur_tensor::DType;
 use secateur_test_support::reference_model;
 use std::sync::Arc;
+use support::{peak_bytes, reset_peak};
 
 /// Rows between two give-backs.
 const ROWS: usize = 4096;
@@ -14,18 +16,6 @@ const ROWS: usize = 4096;
 const OPEN_BYTES: u64 = 4 << 20;
 const WRITE_BYTES: u64 = 12 << 20;
 const READ_BYTES: u64 = 6 << 20;
-
-fn peak_bytes() -> u64 {
-    let status = std::fs::read_to_string("/proc/self/status").unwrap();
-    let line = status.lines().find(|line| line.starts_with("VmHWM:")).unwrap();
-    line.split_whitespace().nth(1).unwrap().parse::<u64>().unwrap() * 1024
-}
-
-/// Sets the peak back to what is resident at present.
-fn reset_peak() -> u64 {
-    std::fs::write("/proc/self/clear_refs", "5").unwrap();
-    peak_bytes()
-}
 
 #[test]
 fn a_model_passes_through_without_becoming_resident() {

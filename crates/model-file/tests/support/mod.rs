@@ -108,3 +108,16 @@ impl WeightSource for MemoryModel {
 
     fn give_back_rows(&self, _id: WeightId, _n_rows: usize) {}
 }
+
+/// The most that was resident so far.
+pub(crate) fn peak_bytes() -> u64 {
+    let status = std::fs::read_to_string("/proc/self/status").unwrap();
+    let line = status.lines().find(|line| line.starts_with("VmHWM:")).unwrap();
+    line.split_whitespace().nth(1).unwrap().parse::<u64>().unwrap() * 1024
+}
+
+/// Sets the peak back to what is resident at present.
+pub(crate) fn reset_peak() -> u64 {
+    std::fs::write("/proc/self/clear_refs", "5").unwrap();
+    peak_bytes()
+}
