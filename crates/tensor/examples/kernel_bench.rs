@@ -147,19 +147,25 @@ fn decode(bench: &Bench, pool: &ThreadPool) {
     }
 }
 
-/// Formats whose blocks of 256 the rows of the reference model do not fill, each beside the exact product.
+/// Formats whose blocks of 256 the rows of the reference model do not fill, each beside the exact product: one token with
+/// weights larger than the caches, and a prompt.
 fn block_formats(bench: &Bench, pool: &ThreadPool) {
-    let (n_rows, n_cols) = (24_576, 2048);
+    let n_cols = 2048;
     for dtype in [DType::Q4_0, DType::Q5_0, DType::Q5_1, DType::Q4_K, DType::Q5_K, DType::Q6_K] {
-        for precision in [Precision::F32, Precision::Int8] {
-            let (weight, input) = (weight(dtype, n_rows, n_cols), noise(1, n_cols));
-            let (mut out, mut scratch) = (vec![0.0; n_rows], MatmulScratch::default());
-            let amount = weight.data().len() as f64 / 1e9;
-            let name = format!("blocks {dtype} {}", precision.name());
-            bench.figure(&name, pool.n_threads(), "GB/s", amount, || {
-                let mode = MatmulMode { precision, store: Store::Replace };
-                matmul_with(pool, &input, &weight, &mut out, &mut scratch, mode);
-            });
+        for (n_tokens, n_rows) in [(1, 24_576), (512, 2048)] {
+            for precision in [Precision::F32, Precision::Int8] {
+                let (weight, inputs) = (weight(dtype, n_rows, n_cols), noise(1, n_tokens * n_cols));
+                let (mut out, mut scratch) = (vec![0.0; n_tokens * n_rows], MatmulScratch::default());
+                let (amount, unit) = match n_tokens {
+                    1 => (weight.data().len() as f64, "GB/s"),
+                    _ => (2.0 * (n_tokens * n_cols * n_rows) as f64, "GFLOP/s"),
+                };
+                let name = format!("blocks {n_tokens} {dtype} {}", precision.name());
+                bench.figure(&name, pool.n_threads(), unit, amount / 1e9, || {
+                    let mode = MatmulMode { precision, store: Store::Replace };
+                    matmul_with(pool, &inputs, &weight, &mut out, &mut scratch, mode);
+                });
+            }
         }
     }
 }

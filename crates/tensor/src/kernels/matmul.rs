@@ -47,10 +47,9 @@ pub enum Precision {
     /// As they are.
     #[default]
     F32,
-    /// Rounded to signed bytes with one scale per 32, where the weights are stored as integers: q8_0, q4_0 and q4_1, and
-    /// with up to 8 tokens q4_K, q5_K, q6_K, q5_0 and q5_1. The products are exact integers. Against [`Self::F32`] a
-    /// result is off by at most `sum over groups of max|x| / 254 * sum|w|`. Everything else is multiplied as with
-    /// [`Self::F32`].
+    /// Rounded to signed bytes with one scale per 32, where the weights are stored as integers: q8_0, q4_0, q4_1, q5_0, q5_1,
+    /// q4_K, q5_K and q6_K. The products are exact integers. Against [`Self::F32`] a result is off by at most
+    /// `sum over groups of max|x| / 254 * sum|w|`. Everything else is multiplied as with [`Self::F32`].
     Int8,
 }
 
@@ -203,8 +202,7 @@ pub(crate) fn run_each(
     for by_bytes in [true, false] {
         let mut targets = Targets::default();
         for Projection { weight, out } in projections.iter_mut() {
-            let n_tokens = inputs.len().checked_div(weight.n_cols()).unwrap_or(0);
-            let bytes = mode.precision == Precision::Int8 && int8::has_bytes(weight.dtype(), n_tokens);
+            let bytes = mode.precision == Precision::Int8 && int8::has_bytes(weight.dtype());
             if bytes != by_bytes {
                 continue;
             }

@@ -1,7 +1,8 @@
 //! Activations as bytes, in the two orders in which kernels read them.
 //!
 //! Each group of 32 gets `scale = max|x| / 127` and `q = round(x / scale)`; beside it lies `scale * sum(q)`, the factor of
-//! the weights' offsets. A group with NaN or infinity gets a NaN scale, so it cannot pass for numbers.
+//! the weights' offsets, also of half a group, for weights with a step for each 16. A group with NaN or infinity gets a
+//! NaN scale, so it cannot pass for numbers.
 
 use super::GROUP;
 use crate::kernels::isa::Kernel;
@@ -12,8 +13,9 @@ use std::ops::Range;
 /// Tokens side by side in a strip.
 pub(crate) const STRIP: usize = 4;
 
-/// f32 values of one group of a strip: `[8][STRIP][4]` bytes, then scales and sums of each token.
-pub(crate) const STRIP_VALUES: usize = STRIP * GROUP / 4 + 2 * STRIP;
+/// f32 values of one group of a strip: `[8][STRIP][4]` bytes, then of each token the scale, the sum, and the sum of the
+/// first half.
+pub(crate) const STRIP_VALUES: usize = STRIP * GROUP / 4 + 3 * STRIP;
 
 /// A few tokens, row by row.
 #[derive(Clone, Copy)]
@@ -24,9 +26,9 @@ pub(crate) struct QuantizedRows<'a> {
 }
 
 impl QuantizedRows<'_> {
-    /// f32 values of the buffer: bytes, scales and sums.
+    /// f32 values of the buffer: bytes, scales and sums, sums of halves.
     pub(crate) fn n_values(n_tokens: usize, n_in: usize) -> usize {
-        n_tokens * n_in / GROUP * (GROUP / 4 + 2)
+        n_tokens * n_in / GROUP * (GROUP / 4 + 4)
     }
 
     /// The bytes of one token.
@@ -38,9 +40,20 @@ impl QuantizedRows<'_> {
     /// Scale and sum of each group of one token: `[n_groups, 2]`.
     #[inline(always)]
     pub(crate) fn scales(&self, token: usize) -> *const f32 {
-        let n_groups = self.n_in / GROUP;
-        let start = self.n_tokens * self.n_in / 4 + token * 2 * n_groups;
-        self.buffer[start..start + 2 * n_groups].as_ptr()
+        self.pairs(token)
+    }
+
+    /// Sums of both halves of each group of one token: `[n_groups, 2]`.
+    #[inline(always)]
+    pub(crate) fn halves(&self, token: usize) -> *const f32 {
+        self.pairs(self.n_tokens + token)
+    }
+
+    #[inline(always)]
+    fn pairs(&self, nth: usize) -> *const f32 {
+        let n_values = 2 * (self.n_in / GROUP);
+        let start = self.n_tokens * self.n_in / 4 + nth * n_values;
+        self.buffer[start..start + n_values].as_ptr()
     }
 }
 
@@ -61,11 +74,15 @@ impl<'a> Kernel for QuantizeRows<'a> {
         let n_tokens = inputs.len() / n_in;
         let (quants, scales) =
             buffer[..QuantizedRows::n_values(n_tokens, n_in)].split_at_mut(n_tokens * n_in / 4);
+        let (scales, halves) = scales.split_at_mut(scales.len() / 2);
         let groups = inputs.chunks_exact(GROUP).zip(quants.chunks_exact_mut(GROUP / 4));
-        for ((group, quants), scales) in groups.zip(scales.chunks_exact_mut(2)) {
+        let sums = scales.chunks_exact_mut(2).zip(halves.chunks_exact_mut(2));
+        for ((group, quants), (scales, halves)) in groups.zip(sums) {
             // SAFETY: `group` has 32 values, and `quants` room for 32 bytes.
-            let (scale, sum) = unsafe { quantize(simd, group.as_ptr(), quants.as_mut_ptr().cast()) };
-            (scales[0], scales[1]) = (scale, sum);
+            let Rounded { scale, sum, sums } =
+                unsafe { quantize(simd, group.as_ptr(), quants.as_mut_ptr().cast()) };
+            scales.copy_from_slice(&[scale, sum]);
+            halves.copy_from_slice(&sums);
         }
         QuantizedRows { buffer, n_tokens, n_in }
     }
@@ -119,8 +136,8 @@ impl QuantizeStrips<'_> {
             let group = &self.inputs[(token + nth) * self.n_in + start..][..GROUP];
             let mut bytes = [0_i8; GROUP];
             // SAFETY: both have 32 values.
-            let (scale, sum) = unsafe { quantize(simd, group.as_ptr(), bytes.as_mut_ptr()) };
-            (scales[nth], scales[STRIP + nth]) = (scale, sum);
+            let Rounded { scale, sum, sums } = unsafe { quantize(simd, group.as_ptr(), bytes.as_mut_ptr()) };
+            (scales[nth], scales[STRIP + nth], scales[2 * STRIP + nth]) = (scale, sum, sums[0]);
             for (four, to) in bytes.chunks_exact(4).zip(quants[nth..].iter_mut().step_by(STRIP)) {
                 // SAFETY: a value holds four bytes.
                 unsafe {
@@ -131,11 +148,19 @@ impl QuantizeStrips<'_> {
     }
 }
 
-/// Rounds one group; returns its scale and `scale * sum(q)`.
+/// What a group leaves beside its bytes; sums are those of the bytes times the scale.
+struct Rounded {
+    scale: f32,
+    sum: f32,
+    /// Of each half.
+    sums: [f32; 2],
+}
+
+/// Rounds one group.
 /// # Safety
 /// 32 values at `from` can be read, and 32 bytes at `to` written.
 #[inline(always)]
-unsafe fn quantize<S: Simd>(simd: S, from: *const f32, to: *mut i8) -> (f32, f32) {
+unsafe fn quantize<S: Simd>(simd: S, from: *const f32, to: *mut i8) -> Rounded {
     let zero = simd.splat(0.0);
     let (mut max, mut poison) = (zero, zero);
     for at in (0..GROUP).step_by(S::LANES) {
@@ -148,17 +173,20 @@ unsafe fn quantize<S: Simd>(simd: S, from: *const f32, to: *mut i8) -> (f32, f32
     if scale.is_nan() {
         // SAFETY: the caller vouches for 32 bytes.
         unsafe { std::ptr::write_bytes(to, 0, GROUP) };
-        return (scale, scale);
+        return Rounded { scale, sum: scale, sums: [scale; 2] };
     }
     let inverse = if f32::MIN_POSITIVE <= scale { 1.0 / scale } else { 0.0 };
-    let mut sum = simd.splat_i(0);
+    let mut sums = [simd.splat_i(0); 2];
     for at in (0..GROUP).step_by(S::LANES) {
         // SAFETY: the caller vouches for both sides; quotients are within -127..=127 but for rounding.
         unsafe {
             let q = simd.round_to_i(simd.mul(simd.load(from.add(at)), simd.splat(inverse)));
             simd.store_i8(to.add(at), q);
-            sum = simd.add_i(sum, q);
+            let sum = &mut sums[at / (GROUP / 2)];
+            *sum = simd.add_i(*sum, q);
         }
     }
-    (scale, scale * simd.sum(simd.to_f(sum)))
+    // Sums of bytes are exact in f32.
+    let sums = sums.map(|sum| simd.sum(simd.to_f(sum)));
+    Rounded { scale, sum: scale * (sums[0] + sums[1]), sums: sums.map(|sum| scale * sum) }
 }

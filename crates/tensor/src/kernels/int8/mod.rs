@@ -19,7 +19,7 @@ use super::out::OutPtr;
 use super::pool::ThreadPool;
 use super::simd::Simd;
 use crate::DType;
-use block_rows::{BlockRows, has_block_rows};
+use block_rows::{BlockRows, has_blocks};
 use inputs::{QuantizeRows, QuantizeStrips, QuantizedRows, STRIP, STRIP_VALUES};
 use panels::{PANELS, PanelsTask, panel_values};
 use rows::RowBytes;
@@ -36,14 +36,9 @@ const KC: usize = 2048;
 /// Values in a group: those that share a scale.
 pub(crate) const GROUP: usize = 32;
 
-/// Whether rows of `dtype` are multiplied as integers with so many tokens.
-pub(crate) const fn has_bytes(dtype: DType, n_tokens: usize) -> bool {
-    has_panels(dtype) || (n_tokens <= ROW_TOKENS && has_block_rows(dtype))
-}
-
-/// Whether rows of `dtype` have one scale for each group, which panels need.
-const fn has_panels(dtype: DType) -> bool {
-    matches!(dtype, DType::Q8_0 | DType::Q4_0 | DType::Q4_1)
+/// Whether rows of `dtype` are multiplied as integers.
+pub(crate) const fn has_bytes(dtype: DType) -> bool {
+    has_blocks(dtype) || matches!(dtype, DType::Q8_0 | DType::Q4_0 | DType::Q4_1 | DType::Q5_0 | DType::Q5_1)
 }
 
 /// A dtype whose groups of 32 weights are integers with a scale: `scale * q + OFFSET * offset`, where `offset` is
@@ -53,8 +48,10 @@ pub(crate) trait ByteFormat: Copy + Send + Sync + 'static {
     const GROUP_BYTES: usize;
     /// Factor of the offset; 0 when there is none.
     const OFFSET: f32;
-    /// Nibbles of one integer: how many panels of nibbles it takes.
+    /// How many integers of [`Self::BITS`] one integer takes in panels.
     const PLANES: usize;
+    /// Bits of an integer in panels.
+    const BITS: usize;
 
     /// Scale and offset of a group, in all lanes.
     /// # Safety
@@ -72,18 +69,22 @@ pub(crate) trait ByteFormat: Copy + Send + Sync + 'static {
     /// # Safety
     /// 32 bytes at `x` can be read.
     unsafe fn dot<S: Simd>(simd: S, q: S::Q, x: *const i8) -> S::I;
-    /// The nibbles of `q`, plane by plane; the second is unused with one plane.
+    /// The integers in panels, plane by plane; the second is unused with one plane.
     fn planes<S: Simd>(simd: S, q: S::Q) -> [S::Q; 2];
 }
 
-macro_rules! nibble_format {
-    ($name:ident, $bytes:literal, $offset:literal, |$simd:ident, $group:ident| $scales:expr, $quad:ident, $quants:literal) => {
+macro_rules! unsigned_format {
+    (
+        $name:ident, $bytes:literal, $bits:literal, $offset:literal,
+        |$simd:ident, $group:ident| $scales:expr, $quad:ident, $load:expr
+    ) => {
         #[derive(Clone, Copy)]
         pub(crate) struct $name;
         impl ByteFormat for $name {
             const GROUP_BYTES: usize = $bytes;
             const OFFSET: f32 = $offset;
             const PLANES: usize = 1;
+            const BITS: usize = $bits;
             #[inline(always)]
             unsafe fn scales<S: Simd>($simd: S, $group: *const u8) -> (S::F, S::F) {
                 // SAFETY: the caller vouches for the group.
@@ -95,9 +96,9 @@ macro_rules! nibble_format {
                 unsafe { simd.$quad(groups, factors) }
             }
             #[inline(always)]
-            unsafe fn load<S: Simd>(simd: S, group: *const u8) -> S::Q {
+            unsafe fn load<S: Simd>($simd: S, $group: *const u8) -> S::Q {
                 // SAFETY: the caller vouches for the group.
-                unsafe { simd.load_q4(group.add($quants)) }
+                unsafe { $load }
             }
             #[inline(always)]
             unsafe fn dot<S: Simd>(simd: S, q: S::Q, x: *const i8) -> S::I {
@@ -112,8 +113,43 @@ macro_rules! nibble_format {
     };
 }
 
-nibble_format!(Q4_0, 18, -8.0, |simd, group| [simd.splat_f16(group); 2].into(), f16_twice_quad, 2);
-nibble_format!(Q4_1, 20, 1.0, |simd, group| simd.splat_f16_pair(group), f16_pair_quad, 4);
+unsigned_format!(
+    Q4_0,
+    18,
+    4,
+    -8.0,
+    |simd, group| [simd.splat_f16(group); 2].into(),
+    f16_twice_quad,
+    simd.load_q4(group.add(2))
+);
+unsigned_format!(
+    Q4_1,
+    20,
+    4,
+    1.0,
+    |simd, group| simd.splat_f16_pair(group),
+    f16_pair_quad,
+    simd.load_q4(group.add(4))
+);
+// Four bytes of fifth bits are followed by 16 bytes of nibbles.
+unsigned_format!(
+    Q5_0,
+    22,
+    5,
+    -16.0,
+    |simd, group| [simd.splat_f16(group); 2].into(),
+    f16_twice_quad,
+    simd.load_q5(group.add(6), group.add(2))
+);
+unsigned_format!(
+    Q5_1,
+    24,
+    5,
+    1.0,
+    |simd, group| simd.splat_f16_pair(group),
+    f16_pair_quad,
+    simd.load_q5(group.add(8), group.add(4))
+);
 
 #[derive(Clone, Copy)]
 pub(crate) struct Q8_0;
@@ -122,6 +158,7 @@ impl ByteFormat for Q8_0 {
     const GROUP_BYTES: usize = 34;
     const OFFSET: f32 = 0.0;
     const PLANES: usize = 2;
+    const BITS: usize = 4;
     #[inline(always)]
     unsafe fn scales<S: Simd>(simd: S, group: *const u8) -> (S::F, S::F) {
         // SAFETY: the caller vouches for the group.
@@ -164,6 +201,14 @@ macro_rules! with_byte_format {
                 let $format = $crate::kernels::int8::Q4_1;
                 $body
             }
+            $crate::DType::Q5_0 => {
+                let $format = $crate::kernels::int8::Q5_0;
+                $body
+            }
+            $crate::DType::Q5_1 => {
+                let $format = $crate::kernels::int8::Q5_1;
+                $body
+            }
             dtype => unreachable!("{dtype} rows are not integers"),
         }
     };
@@ -193,10 +238,10 @@ fn by_rows(products: Products<'_>, isa: Isa, pool: &ThreadPool, scratch: &mut Ma
     let buffer = grow(&mut scratch.packed_inputs, QuantizedRows::n_values(products.n_tokens(), n_in));
     let inputs = isa.dispatch(QuantizeRows { inputs, n_in, buffer });
     run_rows(pool, &targets, |Target { weight, out }, rows| {
-        if has_panels(weight.dtype()) {
-            isa.dispatch_bytes(RowBytes { weight, rows, inputs, out, accumulate });
-        } else {
+        if has_blocks(weight.dtype()) {
             isa.dispatch_bytes(BlockRows { weight, rows, inputs, out, accumulate });
+        } else {
+            isa.dispatch_bytes(RowBytes { weight, rows, inputs, out, accumulate });
         }
     });
 }
@@ -212,8 +257,8 @@ fn by_panels(products: Products<'_>, isa: Isa, pool: &ThreadPool, scratch: &mut 
         isa.dispatch(QuantizeStrips { inputs, n_in, kc: KC, range, n_strips, strips });
     });
 
-    let planes = |target: Target<'_>| with_byte_format!(target.weight.dtype(), |format| planes_of(format));
-    let panel_values = panel_values(isa, n_in.min(KC), targets.iter().map(planes).max().unwrap_or(1));
+    let has_two_planes = targets.iter().any(|target| target.weight.dtype() == DType::Q8_0);
+    let panel_values = panel_values(isa, n_in.min(KC), if has_two_planes { Q8_0::PLANES } else { 1 });
     let panels = OutPtr::new(grow(&mut scratch.panels, pool.n_threads() * panel_values));
     let nr = 2 * isa.dispatch(super::isa::Lanes);
     let chunk = targets.n_tasks(nr).div_ceil(4 * pool.n_threads()).clamp(1, PANELS) * nr;
@@ -235,8 +280,4 @@ fn by_panels(products: Products<'_>, isa: Isa, pool: &ThreadPool, scratch: &mut 
             accumulate,
         });
     });
-}
-
-fn planes_of<F: ByteFormat>(_: F) -> usize {
-    F::PLANES
 }

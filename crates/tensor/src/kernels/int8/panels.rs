@@ -1,15 +1,17 @@
-//! Products of many tokens with interleaved panels of nibbles: the kernel of prefill.
+//! Products of many tokens with interleaved panels of bytes: the kernel of prefill.
 //!
-//! A panel is two vectors of weight rows wide. For each group of 32 columns it holds the nibbles as
+//! A panel is two vectors of weight rows wide. For each group of 32 columns it holds integers of 4 to 6 bits as
 //! `[8][2][LANES][4]` bytes, so that a lane multiplies four columns of one row, then the scales and the offsets of the
-//! rows. Bytes of q8_0 are two nibbles: `16 high + low - 128`, each with a scale of its own.
+//! rows. Bytes of q8_0 are two nibbles: `16 high + low - 128`, each with a scale of its own. Groups of 6 bits have a
+//! scale for each half in these places, and all of them the offset -32.
 
+use super::block_rows::{Blocks, Q4K, Q5K, Q6K};
 use super::inputs::{STRIP, STRIP_VALUES};
 use super::{ByteFormat, GROUP, with_byte_format};
-use crate::WeightMatrix;
 use crate::kernels::isa::{Isa, Kernel, Lanes};
 use crate::kernels::out::OutPtr;
 use crate::kernels::simd::{MAX_LANES, STEPS, Simd};
+use crate::{DType, WeightMatrix};
 use std::mem::MaybeUninit;
 
 /// Panels that a thread packs at a time.
@@ -25,6 +27,51 @@ const _: () = assert!(GROUP / 4 == STEPS);
 
 /// f32 values of one group of a panel, for each lane.
 const GROUP_VALUES: usize = NV * (STEPS + 2);
+
+/// Groups in the longest block.
+pub(crate) const MAX_GROUPS: usize = 8;
+
+/// The two numbers of each group of a block: scale and offset, or the scales of both halves.
+pub(crate) type Scales = [[f32; 2]; MAX_GROUPS];
+
+/// A dtype as panels read it.
+pub(crate) trait PanelFormat: Copy {
+    /// Bytes of a block.
+    const BYTES: usize;
+    /// Groups in a block.
+    const GROUPS: usize;
+    /// How many integers one weight takes, each with numbers of its own.
+    const PLANES: usize;
+    /// Bits of an integer: 4 or 5, with scale and offset, or 6, with a scale for each half.
+    const BITS: usize;
+
+    /// The numbers of each group of a block.
+    /// # Safety
+    /// The block can be read.
+    unsafe fn scales<S: Simd>(simd: S, block: *const u8, to: &mut Scales);
+    /// The integers of a group, plane by plane; the second is unused with one plane.
+    /// # Safety
+    /// The block can be read, and `group < GROUPS`.
+    unsafe fn planes<S: Simd>(simd: S, block: *const u8, group: usize) -> [S::Q; 2];
+}
+
+impl<F: ByteFormat> PanelFormat for F {
+    const BYTES: usize = F::GROUP_BYTES;
+    const GROUPS: usize = 1;
+    const PLANES: usize = F::PLANES;
+    const BITS: usize = F::BITS;
+    #[inline(always)]
+    unsafe fn scales<S: Simd>(simd: S, block: *const u8, to: &mut Scales) {
+        // SAFETY: the caller vouches for the block.
+        let (scale, offset) = unsafe { F::scales(simd, block) };
+        to[0] = [simd.first(scale), F::OFFSET * simd.first(offset)];
+    }
+    #[inline(always)]
+    unsafe fn planes<S: Simd>(simd: S, block: *const u8, _group: usize) -> [S::Q; 2] {
+        // SAFETY: the caller vouches for the block.
+        F::planes(simd, unsafe { F::load(simd, block) })
+    }
+}
 
 /// f32 values of one thread's panels.
 pub(crate) fn panel_values(isa: Isa, n_in: usize, planes: usize) -> usize {
@@ -49,13 +96,18 @@ impl Kernel for PanelsTask<'_> {
     type Output = ();
     #[inline(always)]
     fn run<S: Simd>(mut self, simd: S) {
-        with_byte_format!(self.weight.dtype(), |format| self.format(simd, format));
+        match self.weight.dtype() {
+            DType::Q4_K => self.format(simd, Blocks(Q4K)),
+            DType::Q5_K => self.format(simd, Blocks(Q5K)),
+            DType::Q6_K => self.format(simd, Blocks(Q6K)),
+            dtype => with_byte_format!(dtype, |format| self.format(simd, format)),
+        }
     }
 }
 
 impl PanelsTask<'_> {
     #[inline(always)]
-    fn format<S: Simd, F: ByteFormat>(&mut self, simd: S, _: F) {
+    fn format<S: Simd, F: PanelFormat>(&mut self, simd: S, _: F) {
         let nr = NV * S::LANES;
         let (n_out, n_in) = (self.weight.n_rows(), self.weight.n_cols());
         assert!(self.first + self.width <= n_out && self.width <= PANELS * nr, "rows out of range");
@@ -88,6 +140,7 @@ impl PanelsTask<'_> {
                                 panel: self.panels[panel * panel_len..].as_ptr(),
                                 n_groups,
                                 planes: F::PLANES,
+                                bits: F::BITS,
                                 out: self.out.at(token * n_out + self.first + col),
                                 row_stride: n_out,
                                 n_rows: STRIP.min(self.n_tokens - token),
@@ -112,63 +165,71 @@ struct PanelRows<'a> {
 
 impl PanelRows<'_> {
     #[inline(always)]
-    fn pack<S: Simd, F: ByteFormat>(&self, simd: S, to: &mut [f32]) {
+    fn pack<S: Simd, F: PanelFormat>(&self, simd: S, to: &mut [f32]) {
         let nr = NV * S::LANES;
+        let group_values = F::PLANES * GROUP_VALUES * S::LANES;
         let mut rows = [&[][..]; NV * MAX_LANES];
         for (nth, row) in rows[..self.width].iter_mut().enumerate() {
-            *row = &self.weight.row(self.first + nth)[self.first_group * F::GROUP_BYTES..];
+            *row = &self.weight.row(self.first + nth)[self.first_group / F::GROUPS * F::BYTES..];
         }
-        for (group, to) in to.chunks_exact_mut(F::PLANES * GROUP_VALUES * S::LANES).enumerate() {
+        for (block, to) in to.chunks_exact_mut(F::GROUPS * group_values).enumerate() {
             for v in 0..NV {
                 let first = v * S::LANES;
                 let n_rows = self.width.saturating_sub(first).min(S::LANES);
                 if n_rows < S::LANES {
                     // What no row fills: zeros make zeros.
-                    for plane in to.chunks_exact_mut(GROUP_VALUES * S::LANES) {
-                        plane.chunks_exact_mut(nr).for_each(|line| line[first..first + S::LANES].fill(0.0));
-                    }
+                    to.chunks_exact_mut(nr).for_each(|line| line[first..first + S::LANES].fill(0.0));
                 }
-                let bytes = group * F::GROUP_BYTES;
+                let bytes = block * F::BYTES;
                 let rows = &rows[first..first + n_rows];
-                assert!(rows.iter().all(|row| bytes + F::GROUP_BYTES <= row.len()), "columns out of range");
-                // SAFETY: the assertion covers the rows; `to` has room for one group of each plane.
-                unsafe { pack_vector::<S, F>(simd, rows, bytes, &mut to[first..]) };
+                assert!(rows.iter().all(|row| bytes + F::BYTES <= row.len()), "columns out of range");
+                let blocks = rows.iter().map(|row| row[bytes..].as_ptr());
+                let mut scales = [[[0.0; 2]; MAX_GROUPS]; MAX_LANES];
+                // SAFETY: the assertion covers the rows.
+                blocks.clone().zip(&mut scales).for_each(|(at, to)| unsafe { F::scales(simd, at, to) });
+                for (group, to) in to.chunks_exact_mut(group_values).enumerate() {
+                    let lanes = blocks.clone().zip(scales.iter().map(|scales| scales[group]));
+                    // SAFETY: as above; `to` has room for one group of each plane.
+                    unsafe { pack_vector::<S, F>(simd, lanes, group, &mut to[first..]) };
+                }
             }
         }
     }
 }
 
-/// Packs one group of up to `LANES` rows.
+/// Packs one group of up to `LANES` rows, of each a block and the two numbers of the group.
 /// # Safety
-/// Each row has a group at `bytes`; `to` starts at the first row's lane of a whole group of a panel.
+/// The blocks can be read; `to` starts at the first row's lane of a whole group of a panel.
 #[inline(always)]
-unsafe fn pack_vector<S: Simd, F: ByteFormat>(simd: S, rows: &[&[u8]], bytes: usize, to: &mut [f32]) {
+unsafe fn pack_vector<S: Simd, F: PanelFormat>(
+    simd: S,
+    lanes: impl ExactSizeIterator<Item = (*const u8, [f32; 2])>,
+    group: usize,
+    to: &mut [f32],
+) {
     let nr = NV * S::LANES;
     let plane_values = GROUP_VALUES * S::LANES;
+    let n_rows = lanes.len();
     // For each plane, `LANES` rows of 32 bytes.
     let mut stage = [MaybeUninit::<[f32; STEPS]>::uninit(); 2 * MAX_LANES];
-    for (lane, row) in rows.iter().enumerate() {
-        // SAFETY: the caller vouches for the group.
-        let (planes, scale, offset) = unsafe {
-            let at = row.as_ptr().add(bytes);
-            let (scale, offset) = F::scales(simd, at);
-            (F::planes(simd, F::load(simd, at)), simd.first(scale), simd.first(offset))
-        };
+    for (lane, (block, scales)) in lanes.enumerate() {
+        // SAFETY: the caller vouches for the block.
+        let planes = unsafe { F::planes(simd, block, group) };
         for (plane, q) in planes.into_iter().enumerate().take(F::PLANES) {
             // SAFETY: a row of the stage has room for 32 bytes.
             unsafe { simd.store_q(stage[plane * MAX_LANES + lane].as_mut_ptr().cast(), q) };
-            let (scale, offset) = match (F::PLANES, plane) {
-                (1, _) => (scale, F::OFFSET * offset),
-                (_, 0) => (16.0 * scale, -128.0 * scale),
-                _ => (scale, 0.0),
+            let scales = match (F::PLANES, plane) {
+                (1, _) => scales,
+                (_, 0) => [16.0 * scales[0], -128.0 * scales[0]],
+                _ => [scales[0], 0.0],
             };
-            to[plane * plane_values + STEPS * nr + lane] = scale;
-            to[plane * plane_values + (STEPS + 1) * nr + lane] = offset;
+            to[plane * plane_values + STEPS * nr + lane] = scales[0];
+            to[plane * plane_values + (STEPS + 1) * nr + lane] = scales[1];
         }
     }
     for (stage, to) in stage.chunks(MAX_LANES).zip(to.chunks_mut(plane_values)).take(F::PLANES) {
         let stage = stage.as_ptr().cast::<f32>();
-        if rows.len() == S::LANES && S::LANES <= STEPS {
+        if n_rows == S::LANES && S::LANES <= STEPS {
             for step in (0..STEPS).step_by(S::LANES) {
                 // SAFETY: the loop above filled `LANES` rows of `STEPS` values; `to` has `STEPS` lines at distance `nr`,
                 // each with room for `LANES` values.
@@ -176,7 +237,7 @@ unsafe fn pack_vector<S: Simd, F: ByteFormat>(simd: S, rows: &[&[u8]], bytes: us
             }
         } else {
             for step in 0..STEPS {
-                for lane in 0..rows.len() {
+                for lane in 0..n_rows {
                     // SAFETY: the loop above filled row `lane`.
                     to[step * nr + lane] = unsafe { *stage.add(lane * STEPS + step) };
                 }
@@ -191,6 +252,7 @@ struct Tile {
     panel: *const f32,
     n_groups: usize,
     planes: usize,
+    bits: usize,
     out: *mut f32,
     row_stride: usize,
     n_rows: usize,
@@ -202,18 +264,10 @@ impl Kernel for Tile {
     type Output = ();
     #[inline(always)]
     fn run<S: Simd>(self, simd: S) {
-        let mut sums = [[simd.splat(0.0); NV]; STRIP];
-        let (mut strip, mut panel) = (self.strip, self.panel);
-        // A number unknown to the compiler: it unrolls a known one, moves all loads to the front and spills them.
-        let n_steps = std::hint::black_box(STEPS);
-        for _ in 0..self.n_groups {
-            for _ in 0..self.planes {
-                // SAFETY: `PanelsTask` made this tile of a strip and a panel with `n_groups` groups.
-                unsafe { add_group(simd, n_steps, strip, panel, &mut sums) };
-                panel = panel.wrapping_add(GROUP_VALUES * S::LANES);
-            }
-            strip = strip.wrapping_add(STRIP_VALUES);
-        }
+        let sums = match self.bits {
+            6 => self.sums::<S, true>(simd),
+            _ => self.sums::<S, false>(simd),
+        };
         for (row, sums) in sums.into_iter().enumerate().take(self.n_rows) {
             // SAFETY: `PanelsTask` made this tile of `n_rows` rows of `n_cols` values of the output.
             unsafe { self.store(simd, self.out.add(row * self.row_stride), sums) };
@@ -222,6 +276,23 @@ impl Kernel for Tile {
 }
 
 impl Tile {
+    #[inline(always)]
+    fn sums<S: Simd, const HALVES: bool>(&self, simd: S) -> [[S::F; NV]; STRIP] {
+        let mut sums = [[simd.splat(0.0); NV]; STRIP];
+        let (mut strip, mut panel) = (self.strip, self.panel);
+        // A number unknown to the compiler: it unrolls a known one, moves all loads to the front and spills them.
+        let n_steps = std::hint::black_box(run_steps::<S>(self.bits));
+        for _ in 0..self.n_groups {
+            for _ in 0..self.planes {
+                // SAFETY: `PanelsTask` made this tile of a strip and a panel with `n_groups` groups.
+                unsafe { add_group::<S, HALVES>(simd, n_steps, strip, panel, &mut sums) };
+                panel = panel.wrapping_add(GROUP_VALUES * S::LANES);
+            }
+            strip = strip.wrapping_add(STRIP_VALUES);
+        }
+        sums
+    }
+
     /// # Safety
     /// `n_cols` values at `to` can be read and written.
     #[inline(always)]
@@ -251,31 +322,60 @@ impl Tile {
     }
 }
 
+/// Steps that share a scale and do not overflow: a power of two.
+const fn run_steps<S: Simd>(bits: usize) -> usize {
+    let mut n_steps = if bits == 6 { STEPS / 2 } else { STEPS };
+    while 1 << 15 <= n_steps * S::PRODUCTS_IN_16_BITS * ((1 << bits) - 1) * 127 {
+        n_steps /= 2;
+    }
+    n_steps
+}
+
 /// Adds the products of one group: integers first, then one multiplication by both scales.
 /// # Safety
-/// `n_steps` is [`STEPS`]; one group of a strip and one of a panel can be read.
+/// `n_steps` is as [`run_steps`] tells; one group of a strip and one of a panel can be read.
 #[inline(always)]
-unsafe fn add_group<S: Simd>(
+unsafe fn add_group<S: Simd, const HALVES: bool>(
     simd: S,
     n_steps: usize,
     strip: *const f32,
     panel: *const f32,
     sums: &mut [[S::F; NV]; STRIP],
 ) {
-    // SAFETY: the caller vouches for the group, which begins with the bytes of all steps.
-    let products: [[S::A; NV]; STRIP] = unsafe { simd.steps(n_steps, strip.cast(), panel.cast()) };
-    // SAFETY: behind the nibbles lie `NV * LANES` scales and as many offsets, behind the bytes `STRIP` scales and sums.
-    unsafe {
-        let scales = panel.add(STEPS * NV * S::LANES);
-        let input_scales = strip.add(STEPS * STRIP);
-        for v in 0..NV {
-            let scale = simd.load(scales.add(v * S::LANES));
-            let offset = simd.load(scales.add((NV + v) * S::LANES));
-            for token in 0..STRIP {
-                let factor = simd.mul(scale, simd.splat(*input_scales.add(token)));
-                let sum = simd.fma(offset, simd.splat(*input_scales.add(STRIP + token)), sums[token][v]);
-                sums[token][v] = simd.fma(simd.to_f(simd.finish(products[token][v])), factor, sum);
+    let mut step = 0;
+    while step < STEPS {
+        // SAFETY: the caller vouches for the group, which begins with the bytes of all steps.
+        let products: [[S::A; NV]; STRIP] = unsafe {
+            simd.steps(n_steps, strip.add(step * STRIP).cast(), panel.add(step * NV * S::LANES).cast())
+        };
+        // SAFETY: behind the bytes of a panel lie two lines of `NV * LANES` numbers, behind those of a strip `STRIP` scales,
+        // sums, and sums of first halves.
+        unsafe {
+            let second = step / (STEPS / 2);
+            let lines = panel.add(STEPS * NV * S::LANES);
+            let inputs = strip.add(STEPS * STRIP);
+            let input = |line: usize, token: usize| simd.splat(*inputs.add(line * STRIP + token));
+            for v in 0..NV {
+                let scale = simd.load(lines.add((if HALVES { second * NV } else { 0 } + v) * S::LANES));
+                let offset = if HALVES {
+                    simd.mul(scale, simd.splat(-32.0))
+                } else {
+                    simd.load(lines.add((NV + v) * S::LANES))
+                };
+                for token in 0..STRIP {
+                    let factor = simd.mul(scale, input(0, token));
+                    let mut sum = sums[token][v];
+                    if HALVES && step.is_multiple_of(STEPS / 2) {
+                        let first = input(2, token);
+                        let half = if second == 0 { first } else { simd.sub(input(1, token), first) };
+                        sum = simd.fma(offset, half, sum);
+                    } else if !HALVES && step == 0 {
+                        sum = simd.fma(offset, input(1, token), sum);
+                    }
+                    sums[token][v] = simd.fma(simd.to_f(simd.finish(products[token][v])), factor, sum);
+                }
             }
         }
+        step += n_steps;
     }
 }

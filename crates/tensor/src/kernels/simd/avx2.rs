@@ -1,6 +1,6 @@
 //! Eight lanes: x86-64 with AVX2, FMA and F16C, and AVX-VNNI where there is one.
 
-use super::{Kernel, Simd};
+use super::{Bits, Kernel, Simd};
 use std::arch::x86_64::*;
 
 /// Proof that the CPU has AVX2, FMA and F16C, and with `VNNI` also AVX-VNNI.
@@ -46,10 +46,12 @@ impl<const VNNI: bool> Simd for Avx2<VNNI> {
     type F = __m256;
     type I = __m256i;
     type Q = __m256i;
+    type Pair = [__m256i; 2];
     type P = __m256i;
     /// i32 with AVX-VNNI, else i16.
     type A = __m256i;
     const LANES: usize = 8;
+    const PRODUCTS_IN_16_BITS: usize = if VNNI { 0 } else { 2 };
     // 6 x 2 sums, 2 vectors of b and one broadcast leave one of 16 registers: with none left, compilers spill.
     const MR: usize = 6;
     const NV: usize = 2;
@@ -118,6 +120,10 @@ impl<const VNNI: bool> Simd for Avx2<VNNI> {
     #[inline(always)]
     fn swap_pairs(self, a: Self::F) -> Self::F {
         op!(_mm256_permute_ps::<0xB1>(a))
+    }
+    #[inline(always)]
+    fn even_twice(self, a: Self::F) -> Self::F {
+        op!(_mm256_moveldup_ps(a))
     }
 
     #[inline(always)]
@@ -203,10 +209,16 @@ impl<const VNNI: bool> Simd for Avx2<VNNI> {
     }
 
     #[inline(always)]
+    unsafe fn splat_f16s(self, from: *const u8) -> Self::F {
+        // SAFETY: as in `load`.
+        unsafe { _mm256_cvtph_ps(_mm_set1_epi32(from.cast::<i32>().read_unaligned())) }
+    }
+
+    #[inline(always)]
     unsafe fn splat_f16_pair(self, from: *const u8) -> (Self::F, Self::F) {
         // SAFETY: as in `load`.
         unsafe {
-            let pairs = _mm256_cvtph_ps(_mm_set1_epi32(from.cast::<i32>().read_unaligned()));
+            let pairs = self.splat_f16s(from);
             (_mm256_moveldup_ps(pairs), _mm256_movehdup_ps(pairs))
         }
     }
@@ -280,14 +292,18 @@ impl<const VNNI: bool> Simd for Avx2<VNNI> {
         unsafe { dot_bytes::<VNNI>(q, _mm256_loadu_si256(x.cast())) }
     }
     #[inline(always)]
-    unsafe fn load_bits(
-        self,
-        from: *const u8,
-        shift: usize,
-        high: Option<(*const u8, usize, u8)>,
-    ) -> Self::Q {
+    fn zip_bytes(self, first: u64, second: u64) -> [u8; 16] {
+        zip_bytes(first, second)
+    }
+    #[inline(always)]
+    unsafe fn load_bits(self, bits: Bits) -> Self::Q {
         // SAFETY: as in `load`.
-        unsafe { load_bits(from, shift, high) }
+        unsafe { load_bits(bits) }
+    }
+    #[inline(always)]
+    unsafe fn load_pair(self, bits: [Bits; 2]) -> Self::Pair {
+        // SAFETY: as in `load`.
+        unsafe { [load_bits(bits[0]), load_bits(bits[1])] }
     }
     #[inline(always)]
     unsafe fn load_q5(self, from: *const u8, fifth: *const u8) -> Self::Q {
@@ -295,13 +311,27 @@ impl<const VNNI: bool> Simd for Avx2<VNNI> {
         unsafe { load_q5(from, fifth) }
     }
     #[inline(always)]
-    fn less_32(self, q: Self::Q) -> Self::Q {
-        op!(_mm256_sub_epi8(q, _mm256_set1_epi8(32)))
-    }
-    #[inline(always)]
-    unsafe fn dot_halves(self, q: Self::Q, x: *const i8, factors: [f32; 2]) -> Self::F {
+    unsafe fn add_pair<const HALVES: bool>(
+        self,
+        q: Self::Pair,
+        x: *const i8,
+        factors: *const f32,
+        sums: Self::F,
+    ) -> Self::F {
         // SAFETY: as in `load`.
-        unsafe { _mm256_mul_ps(self.to_f(self.dot_signed(q, x)), halves(factors)) }
+        unsafe {
+            let factors = _mm256_broadcast_ps(&*factors.cast::<__m128>());
+            let half = i32::from(HALVES);
+            let first = _mm256_setr_epi32(0, 0, 0, 0, half, half, half, half);
+            let second = _mm256_or_si256(first, _mm256_set1_epi32(2));
+            let sums = _mm256_fmadd_ps(
+                self.to_f(self.dot_nibbles(q[0], x)),
+                _mm256_permutevar_ps(factors, first),
+                sums,
+            );
+            let product = self.to_f(self.dot_nibbles(q[1], x.add(32)));
+            _mm256_fmadd_ps(product, _mm256_permutevar_ps(factors, second), sums)
+        }
     }
     #[inline(always)]
     unsafe fn load_p(self, from: *const u8) -> Self::P {
@@ -425,11 +455,7 @@ unsafe fn transpose_halves([a, b, c, d]: [__m256; 4]) -> [__m256; 4] {
 /// # Safety
 /// The CPU has AVX2, and 32 bytes at each address can be read.
 #[inline(always)]
-pub(super) unsafe fn load_bits(
-    from: *const u8,
-    shift: usize,
-    high: Option<(*const u8, usize, u8)>,
-) -> __m256i {
+pub(super) unsafe fn load_bits(Bits { low, low_shift, high }: Bits) -> __m256i {
     // SAFETY: the caller vouches for CPU and memory.
     unsafe {
         // The masks take away what a shift of 16 bits brings over from the neighbour.
@@ -438,7 +464,7 @@ pub(super) unsafe fn load_bits(
             let shifted = _mm256_srl_epi16(bytes, _mm_cvtsi32_si128(shift as i32));
             _mm256_and_si256(shifted, _mm256_set1_epi8(mask))
         };
-        let low = bits(from, shift, 15);
+        let low = bits(low, low_shift, 15);
         match high {
             None => low,
             Some((from, shift, mask)) => {
@@ -468,13 +494,17 @@ pub(super) unsafe fn load_q5(from: *const u8, fifth: *const u8) -> __m256i {
     }
 }
 
-/// `factors[0]` in the lanes of the first 16 bytes, `factors[1]` in those of the others.
-/// # Safety
-/// The CPU has AVX.
+/// [`Simd::zip_bytes`].
 #[inline(always)]
-pub(super) unsafe fn halves(factors: [f32; 2]) -> __m256 {
-    // SAFETY: the caller vouches for the CPU.
-    unsafe { _mm256_set_m128(_mm_set1_ps(factors[1]), _mm_set1_ps(factors[0])) }
+pub(super) fn zip_bytes(first: u64, second: u64) -> [u8; 16] {
+    let mut bytes = [0; 16];
+    // SAFETY: SSE2 belongs to every x86-64, and the array has 16 bytes.
+    unsafe {
+        let (first, second) =
+            (_mm_cvtsi64_si128(first.cast_signed()), _mm_cvtsi64_si128(second.cast_signed()));
+        _mm_storeu_si128(bytes.as_mut_ptr().cast(), _mm_unpacklo_epi8(first, second));
+    }
+    bytes
 }
 
 /// Four pairs of f16 times a pair of factors.

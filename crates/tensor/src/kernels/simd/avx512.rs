@@ -1,7 +1,7 @@
 //! Sixteen lanes: x86-64 with AVX-512 F, BW and VL (and AVX2, FMA, F16C, which every such CPU has),
 //! and AVX-512 VNNI where there is one.
 
-use super::{Kernel, Simd};
+use super::{Bits, Kernel, Simd};
 use std::arch::x86_64::*;
 
 /// Proof that the CPU has AVX-512 F, BW and VL, and what [`super::Avx2`] needs; with `VNNI` also AVX-512 VNNI.
@@ -48,10 +48,12 @@ impl<const VNNI: bool> Simd for Avx512<VNNI> {
     type F = __m512;
     type I = __m512i;
     type Q = __m256i;
+    type Pair = __m512i;
     type P = __m512i;
     /// i32 with VNNI, else i16.
     type A = __m512i;
     const LANES: usize = 16;
+    const PRODUCTS_IN_16_BITS: usize = if VNNI { 0 } else { 2 };
     // 8 x 3 sums, 3 vectors of b and one broadcast out of 32 registers.
     const MR: usize = 8;
     const NV: usize = 3;
@@ -112,6 +114,10 @@ impl<const VNNI: bool> Simd for Avx512<VNNI> {
     #[inline(always)]
     fn swap_pairs(self, a: Self::F) -> Self::F {
         op!(_mm512_permute_ps::<0xB1>(a))
+    }
+    #[inline(always)]
+    fn even_twice(self, a: Self::F) -> Self::F {
+        op!(_mm512_moveldup_ps(a))
     }
 
     #[inline(always)]
@@ -195,6 +201,11 @@ impl<const VNNI: bool> Simd for Avx512<VNNI> {
         // SAFETY: as in `load`.
         unsafe { _mm512_cvtph_ps(_mm256_set1_epi16(from.cast::<i16>().read_unaligned())) }
     }
+    #[inline(always)]
+    unsafe fn splat_f16s(self, from: *const u8) -> Self::F {
+        // SAFETY: as in `load`.
+        unsafe { _mm512_cvtph_ps(_mm256_set1_epi32(from.cast::<i32>().read_unaligned())) }
+    }
 
     #[inline(always)]
     unsafe fn f16_pair_quad(self, from: [*const u8; 4], factors: *const f32) -> [f32; 8] {
@@ -262,14 +273,41 @@ impl<const VNNI: bool> Simd for Avx512<VNNI> {
         unsafe { dot_bytes::<VNNI>(q, _mm256_loadu_si256(x.cast())) }
     }
     #[inline(always)]
-    unsafe fn load_bits(
-        self,
-        from: *const u8,
-        shift: usize,
-        high: Option<(*const u8, usize, u8)>,
-    ) -> Self::Q {
+    fn zip_bytes(self, first: u64, second: u64) -> [u8; 16] {
+        super::avx2::zip_bytes(first, second)
+    }
+    #[inline(always)]
+    unsafe fn load_bits(self, bits: Bits) -> Self::Q {
         // SAFETY: as in `load`.
-        unsafe { super::avx2::load_bits(from, shift, high) }
+        unsafe { super::avx2::load_bits(bits) }
+    }
+    #[inline(always)]
+    unsafe fn load_pair(self, [first, second]: [Bits; 2]) -> Self::Pair {
+        // SAFETY: as in `load`.
+        unsafe {
+            let join = |first: *const u8, second: *const u8| {
+                let low = _mm512_castsi256_si512(_mm256_loadu_si256(first.cast()));
+                _mm512_inserti64x4::<1>(low, _mm256_loadu_si256(second.cast()))
+            };
+            let halves = |first: usize, second: usize| {
+                let (first, second) = (first as i64, second as i64);
+                _mm512_setr_epi64(first, first, first, first, second, second, second, second)
+            };
+            let shifts = halves(first.low_shift, second.low_shift);
+            let bytes = _mm512_srlv_epi64(join(first.low, second.low), shifts);
+            let low = _mm512_and_si512(bytes, _mm512_set1_epi8(15));
+            let (Some((first, first_shift, mask)), Some((second, second_shift, _))) =
+                (first.high, second.high)
+            else {
+                return low;
+            };
+            // Turned so that the wanted bits come to lie above the nibble; the mask takes away what others bring.
+            let turns =
+                halves((36 - first_shift) % 32 * 0x1_0000_0001, (36 - second_shift) % 32 * 0x1_0000_0001);
+            let high = _mm512_rolv_epi32(join(first, second), turns);
+            // low | (high & mask)
+            _mm512_ternarylogic_epi32::<0xF8>(low, high, _mm512_set1_epi8((mask << 4) as i8))
+        }
     }
     #[inline(always)]
     unsafe fn load_q5(self, from: *const u8, fifth: *const u8) -> Self::Q {
@@ -277,17 +315,25 @@ impl<const VNNI: bool> Simd for Avx512<VNNI> {
         unsafe { super::avx2::load_q5(from, fifth) }
     }
     #[inline(always)]
-    fn less_32(self, q: Self::Q) -> Self::Q {
-        op!(_mm256_sub_epi8(q, _mm256_set1_epi8(32)))
-    }
-    #[inline(always)]
-    unsafe fn dot_halves(self, q: Self::Q, x: *const i8, factors: [f32; 2]) -> Self::F {
+    unsafe fn add_pair<const HALVES: bool>(
+        self,
+        q: Self::Pair,
+        x: *const i8,
+        factors: *const f32,
+        sums: Self::F,
+    ) -> Self::F {
         // SAFETY: as in `load`.
         unsafe {
-            _mm512_mul_ps(
-                self.to_f(self.dot_signed(q, x)),
-                _mm512_zextps256_ps512(super::avx2::halves(factors)),
-            )
+            let x = _mm512_loadu_si512(x.cast());
+            let products = if VNNI {
+                _mm512_dpbusd_epi32(_mm512_setzero_si512(), q, x)
+            } else {
+                _mm512_madd_epi16(_mm512_maddubs_epi16(q, x), _mm512_set1_epi16(1))
+            };
+            let (a, b) = (i32::from(HALVES), if HALVES { 3 } else { 2 });
+            let lanes = _mm512_setr_epi32(0, 0, 0, 0, a, a, a, a, 2, 2, 2, 2, b, b, b, b);
+            let factors = _mm512_permutevar_ps(_mm512_broadcast_f32x4(_mm_loadu_ps(factors)), lanes);
+            _mm512_fmadd_ps(_mm512_cvtepi32_ps(products), factors, sums)
         }
     }
     #[inline(always)]

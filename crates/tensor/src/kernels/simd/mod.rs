@@ -32,9 +32,18 @@ const LINE_BYTES: usize = 64;
 /// How far ahead of its use a stream of weights is asked for: the best of 2, 5 and 8 KiB for q8_0, q4_1 and f16.
 const AHEAD_BYTES: usize = 5 << 10;
 
-/// The most calls of [`Simd::step`] before a [`Simd::finish`]: sums may be kept in 16 bits, and
-/// `8 * 2 * 15 * 127 < 2^15`.
+/// The most calls of [`Simd::step`] before a [`Simd::finish`]; with [`Simd::PRODUCTS_IN_16_BITS`] and integers of more than
+/// four bits it may be fewer: `8 * 2 * 15 * 127 < 2^15`.
 pub(crate) const STEPS: usize = 8;
+
+/// Where 32 integers lie: four bits of each of 32 bytes from bit `low_shift` (0 or 4) on, and above them, where `high` is
+/// `(bytes, shift, mask)`, those bits of another 32 bytes; `mask` is 1 or 3.
+#[derive(Clone, Copy)]
+pub(crate) struct Bits {
+    pub(crate) low: *const u8,
+    pub(crate) low_shift: usize,
+    pub(crate) high: Option<(*const u8, usize, u8)>,
+}
 
 /// Vector operations over f32 lanes and i32 lanes of the same number.
 ///
@@ -46,12 +55,16 @@ pub(crate) trait Simd: Copy + Send + Sync + 'static {
     type I: Copy;
     /// 32 bytes: the integers of one weight block.
     type Q: Copy;
+    /// 64 bytes: the integers of two groups of weights.
+    type Pair: Copy;
     /// `4 * LANES` bytes: four integers of each of `LANES` weight rows.
     type P: Copy;
     /// Sums of products of [`Self::P`], before [`Self::finish`].
     type A: Copy;
     /// Lanes of `F` and `I`: 4, 8 or 16.
     const LANES: usize;
+    /// Products that a [`Self::step`] adds to the same 16 bits of [`Self::A`]; 0 where its sums have 32.
+    const PRODUCTS_IN_16_BITS: usize;
     /// Rows of the tile of the matrix microkernel; with [`Self::NV`] chosen so that it fits the registers.
     const MR: usize;
     /// Vectors in a row of that tile.
@@ -99,6 +112,9 @@ pub(crate) trait Simd: Copy + Send + Sync + 'static {
             self.load(lanes.as_ptr())
         }
     }
+
+    /// Lanes `2i` also in lanes `2i + 1`.
+    fn even_twice(self, a: Self::F) -> Self::F;
 
     fn splat_i(self, value: i32) -> Self::I;
     fn and_i(self, a: Self::I, b: Self::I) -> Self::I;
@@ -191,6 +207,11 @@ pub(crate) trait Simd: Copy + Send + Sync + 'static {
         }
     }
 
+    /// Reads two f16 that follow each other and copies the first to all even lanes, the second to all odd ones.
+    /// # Safety
+    /// Four bytes can be read.
+    unsafe fn splat_f16s(self, from: *const u8) -> Self::F;
+
     /// Reads two f16 that follow each other and copies each to all lanes.
     /// # Safety
     /// Four bytes can be read.
@@ -256,27 +277,35 @@ pub(crate) trait Simd: Copy + Send + Sync + 'static {
     /// # Safety
     /// 32 bytes at `x` can be read.
     unsafe fn dot_signed(self, q: Self::Q, x: *const i8) -> Self::I;
-    /// Lanes whose sum is that of the 32 products of bytes 0..=31 with `x`.
+    /// Lanes whose sum is that of the 32 products of bytes 0..=63 with `x`.
     /// # Safety
     /// 32 bytes at `x` can be read.
     unsafe fn dot_nibbles(self, q: Self::Q, x: *const i8) -> Self::I;
-    /// Reads four bits of each of 32 bytes, from bit `shift` (0 or 4) on, and above them, where `high` is
-    /// `(bytes, shift, mask)`, those bits of another 32 bytes; `mask` is 1 or 3.
+    /// The bytes of `first` and of `second` in turn, each from its lowest.
+    fn zip_bytes(self, first: u64, second: u64) -> [u8; 16];
+    /// Reads 32 integers.
     /// # Safety
     /// 32 bytes at each address can be read.
-    unsafe fn load_bits(self, from: *const u8, shift: usize, high: Option<(*const u8, usize, u8)>)
-    -> Self::Q;
+    unsafe fn load_bits(self, bits: Bits) -> Self::Q;
+    /// Reads two times 32 integers.
+    /// # Safety
+    /// 32 bytes at each address can be read.
+    unsafe fn load_pair(self, bits: [Bits; 2]) -> Self::Pair;
     /// As [`Self::load_q4`], with a fifth bit for each value: bit `i` of the four bytes at `fifth`, the lowest first.
     /// # Safety
     /// 16 bytes at `from` and four at `fifth` can be read.
     unsafe fn load_q5(self, from: *const u8, fifth: *const u8) -> Self::Q;
-    /// `q - 32`, for bytes 0..=63.
-    fn less_32(self, q: Self::Q) -> Self::Q;
-    /// Lanes whose sum is `factors[0]` times the first 16 products of signed bytes -32..=31 with `x`, and `factors[1]` times
-    /// the other 16.
+    /// Adds, to lanes of `sums`, products of bytes 0..=63 with `x`: those of the first group times `factors[0]`, of the second
+    /// times `factors[2]`; with `HALVES` those of each 16 times one of four factors.
     /// # Safety
-    /// 32 bytes at `x` can be read.
-    unsafe fn dot_halves(self, q: Self::Q, x: *const i8, factors: [f32; 2]) -> Self::F;
+    /// 64 bytes at `x` and four factors can be read.
+    unsafe fn add_pair<const HALVES: bool>(
+        self,
+        q: Self::Pair,
+        x: *const i8,
+        factors: *const f32,
+        sums: Self::F,
+    ) -> Self::F;
     /// Reads `4 * LANES` bytes.
     /// # Safety
     /// They can be read.
@@ -286,12 +315,13 @@ pub(crate) trait Simd: Copy + Send + Sync + 'static {
     /// They can be read.
     unsafe fn splat_p(self, from: *const i8) -> Self::P;
     fn zero_a(self) -> Self::A;
-    /// Adds, in each lane, the four products of bytes 0..=15 with signed bytes; at most [`STEPS`] times in a row.
+    /// Adds, in each lane, the four products of bytes 0..=63 with signed bytes; at most [`STEPS`] times in a row, and while
+    /// sums fit.
     fn step(self, sums: Self::A, nibbles: Self::P, x: Self::P) -> Self::A;
     /// The sum of each lane.
     fn finish(self, sums: Self::A) -> Self::I;
     /// Products of `T` tokens with `V` vectors of weight rows over `n_steps` times four columns: `[n_steps][T][4]` bytes at
-    /// `quants`, `[n_steps][V][LANES][4]` bytes 0..=15 at `nibbles`; at most [`STEPS`] steps.
+    /// `quants`, `[n_steps][V][LANES][4]` bytes at `bytes`; as often as [`Self::step`] may be called.
     /// # Safety
     /// All of them can be read.
     #[inline(always)]
@@ -299,10 +329,10 @@ pub(crate) trait Simd: Copy + Send + Sync + 'static {
         self,
         n_steps: usize,
         quants: *const i8,
-        nibbles: *const u8,
+        bytes: *const u8,
     ) -> [[Self::A; V]; T] {
         // SAFETY: as the caller vouches.
-        unsafe { steps(self, n_steps, quants, nibbles) }
+        unsafe { steps(self, n_steps, quants, bytes) }
     }
 }
 
@@ -315,15 +345,15 @@ unsafe fn steps<S: Simd, const T: usize, const V: usize>(
     simd: S,
     n_steps: usize,
     mut quants: *const i8,
-    mut nibbles: *const u8,
+    mut bytes: *const u8,
 ) -> [[S::A; V]; T] {
     let mut products = [[simd.zero_a(); V]; T];
     for _ in 0..n_steps {
         // SAFETY: a step of the panel has `V * LANES` times four bytes.
-        let mut row = unsafe { [simd.load_p(nibbles); V] };
+        let mut row = unsafe { [simd.load_p(bytes); V] };
         for v in 1..V {
             // SAFETY: as above.
-            row[v] = unsafe { simd.load_p(nibbles.add(v * S::LANES * 4)) };
+            row[v] = unsafe { simd.load_p(bytes.add(v * S::LANES * 4)) };
         }
         for token in 0..T {
             // SAFETY: a step of the strip has `T` times four bytes.
@@ -333,7 +363,7 @@ unsafe fn steps<S: Simd, const T: usize, const V: usize>(
             }
         }
         quants = quants.wrapping_add(T * 4);
-        nibbles = nibbles.wrapping_add(V * S::LANES * 4);
+        bytes = bytes.wrapping_add(V * S::LANES * 4);
     }
     products
 }

@@ -1,6 +1,6 @@
 //! Four lanes: aarch64, where NEON is part of the baseline, with the instructions for products of bytes that there are.
 
-use super::{Kernel, Simd, steps};
+use super::{Bits, Kernel, Simd, steps};
 use std::arch::aarch64::*;
 use std::arch::{asm, is_aarch64_feature_detected};
 
@@ -59,10 +59,12 @@ impl<const BYTES: u8> Simd for Neon<BYTES> {
     type F = float32x4_t;
     type I = int32x4_t;
     type Q = [int8x16_t; 2];
+    type Pair = [[int8x16_t; 2]; 2];
     type P = int8x16_t;
     /// i32 in the first with `sdot` and `smmla`, else i16 in both.
     type A = [int16x8_t; 2];
     const LANES: usize = 4;
+    const PRODUCTS_IN_16_BITS: usize = if DOT <= BYTES { 0 } else { 1 };
     // 8 x 3 sums, 3 vectors of b and the broadcasts out of 32 registers.
     const MR: usize = 8;
     const NV: usize = 3;
@@ -129,6 +131,10 @@ impl<const BYTES: u8> Simd for Neon<BYTES> {
     #[inline(always)]
     fn swap_pairs(self, a: Self::F) -> Self::F {
         op!(vrev64q_f32(a))
+    }
+    #[inline(always)]
+    fn even_twice(self, a: Self::F) -> Self::F {
+        op!(vtrn1q_f32(a, a))
     }
 
     #[inline(always)]
@@ -213,6 +219,12 @@ impl<const BYTES: u8> Simd for Neon<BYTES> {
         let bits = unsafe { from.cast::<u16>().read_unaligned() };
         op!(vcvt_f32_f16(vreinterpret_f16_u16(vdup_n_u16(bits))))
     }
+    #[inline(always)]
+    unsafe fn splat_f16s(self, from: *const u8) -> Self::F {
+        // SAFETY: the caller vouches for four bytes.
+        let bits = unsafe { from.cast::<u32>().read_unaligned() };
+        op!(vcvt_f32_f16(vreinterpret_f16_u32(vdup_n_u32(bits))))
+    }
 
     #[inline(always)]
     unsafe fn store_i8(self, to: *mut i8, a: Self::I) {
@@ -281,25 +293,33 @@ impl<const BYTES: u8> Simd for Neon<BYTES> {
         unsafe { self.dot_signed(q, x) }
     }
     #[inline(always)]
-    unsafe fn load_bits(
-        self,
-        from: *const u8,
-        shift: usize,
-        high: Option<(*const u8, usize, u8)>,
-    ) -> Self::Q {
+    fn zip_bytes(self, first: u64, second: u64) -> [u8; 16] {
+        let mut bytes = [0; 16];
+        let zipped = op!(vzip_u8(vcreate_u8(first), vcreate_u8(second)));
+        // SAFETY: the array has 16 bytes.
+        unsafe { vst1q_u8(bytes.as_mut_ptr(), vcombine_u8(zipped.0, zipped.1)) };
+        bytes
+    }
+    #[inline(always)]
+    unsafe fn load_bits(self, Bits { low, low_shift, high }: Bits) -> Self::Q {
         // SAFETY: the caller vouches for 32 bytes at each address.
         unsafe {
             let bits = |from: *const u8, shift: usize, mask: u8| {
                 let right = vdupq_n_s8(-(shift as i8));
                 [0, 16].map(|at| vandq_u8(vshlq_u8(vld1q_u8(from.add(at)), right), vdupq_n_u8(mask)))
             };
-            let mut q = bits(from, shift, 15);
+            let mut q = bits(low, low_shift, 15);
             if let Some((from, shift, mask)) = high {
                 let high = bits(from, shift, mask);
                 q = [0, 1].map(|half| vorrq_u8(q[half], vshlq_n_u8::<4>(high[half])));
             }
             q.map(|half| vreinterpretq_s8_u8(half))
         }
+    }
+    #[inline(always)]
+    unsafe fn load_pair(self, bits: [Bits; 2]) -> Self::Pair {
+        // SAFETY: the caller vouches for 32 bytes at each address.
+        bits.map(|bits| unsafe { self.load_bits(bits) })
     }
     #[inline(always)]
     unsafe fn load_q5(self, from: *const u8, fifth: *const u8) -> Self::Q {
@@ -317,22 +337,34 @@ impl<const BYTES: u8> Simd for Neon<BYTES> {
         }
     }
     #[inline(always)]
-    fn less_32(self, q: Self::Q) -> Self::Q {
-        op!([vsubq_s8(q[0], vdupq_n_s8(32)), vsubq_s8(q[1], vdupq_n_s8(32))])
-    }
-    #[inline(always)]
-    unsafe fn dot_halves(self, q: Self::Q, x: *const i8, factors: [f32; 2]) -> Self::F {
-        // SAFETY: as in `load`. Two products are at most 2 * 32 * 127 < 2^15.
+    unsafe fn add_pair<const HALVES: bool>(
+        self,
+        q: Self::Pair,
+        x: *const i8,
+        factors: *const f32,
+        sums: Self::F,
+    ) -> Self::F {
+        // SAFETY: as in `load`. Two products are at most 2 * 63 * 127 < 2^15.
         unsafe {
             let half = |nth: usize| {
-                let x = vld1q_s8(x.add(16 * nth));
+                let (q, x) = (q[nth / 2][nth % 2], vld1q_s8(x.add(16 * nth)));
                 vcvtq_f32_s32(if DOT <= BYTES {
-                    sdot(vdupq_n_s32(0), q[nth], x)
+                    sdot(vdupq_n_s32(0), q, x)
                 } else {
-                    vpaddlq_s16(vmlal_high_s8(vmull_s8(vget_low_s8(q[nth]), vget_low_s8(x)), q[nth], x))
+                    vpaddlq_s16(vmlal_high_s8(vmull_s8(vget_low_s8(q), vget_low_s8(x)), q, x))
                 })
             };
-            vfmaq_n_f32(vmulq_n_f32(half(0), factors[0]), half(1), factors[1])
+            let mut sums = sums;
+            for group in 0..2 {
+                if HALVES {
+                    sums = vfmaq_n_f32(sums, half(2 * group), *factors.add(2 * group));
+                    sums = vfmaq_n_f32(sums, half(2 * group + 1), *factors.add(2 * group + 1));
+                } else {
+                    let products = vcvtq_f32_s32(self.dot_nibbles(q[group], x.add(32 * group)));
+                    sums = vfmaq_n_f32(sums, products, *factors.add(2 * group));
+                }
+            }
+            sums
         }
     }
     #[inline(always)]

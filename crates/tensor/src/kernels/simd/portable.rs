@@ -1,6 +1,6 @@
 //! Four lanes in plain Rust, for CPUs without a set of their own here; the compiler makes of it what it can.
 
-use super::{Kernel, Simd};
+use super::{Bits, Kernel, Simd};
 use half::{bf16, f16};
 
 /// Plain Rust: always there.
@@ -20,9 +20,11 @@ impl Simd for Portable {
     type F = [f32; 4];
     type I = [i32; 4];
     type Q = [i8; 32];
+    type Pair = [[i8; 32]; 2];
     type P = [i8; 16];
     type A = [i32; 4];
     const LANES: usize = 4;
+    const PRODUCTS_IN_16_BITS: usize = 0;
     // 4 x 2 sums, 2 vectors of b, a broadcast and a product out of 16 registers.
     const MR: usize = 4;
     const NV: usize = 2;
@@ -77,6 +79,11 @@ impl Simd for Portable {
     #[inline(always)]
     fn max_lane(self, a: Self::F) -> f32 {
         a[0].max(a[2]).max(a[1].max(a[3]))
+    }
+
+    #[inline(always)]
+    fn even_twice(self, a: Self::F) -> Self::F {
+        lanes!(|i| a[i / 2 * 2])
     }
 
     #[inline(always)]
@@ -159,6 +166,12 @@ impl Simd for Portable {
         let bytes = unsafe { from.cast::<[u8; 2]>().read_unaligned() };
         [f16::from_le_bytes(bytes).to_f32_const(); 4]
     }
+    #[inline(always)]
+    unsafe fn splat_f16s(self, from: *const u8) -> Self::F {
+        // SAFETY: the caller vouches for four bytes.
+        let halves = unsafe { from.cast::<[[u8; 2]; 2]>().read_unaligned() };
+        lanes!(|i| f16::from_le_bytes(halves[i % 2]).to_f32_const())
+    }
 
     #[inline(always)]
     unsafe fn store_i8(self, to: *mut i8, a: Self::I) {
@@ -198,17 +211,22 @@ impl Simd for Portable {
         unsafe { self.dot_signed(q, x) }
     }
     #[inline(always)]
-    unsafe fn load_bits(
-        self,
-        from: *const u8,
-        shift: usize,
-        high: Option<(*const u8, usize, u8)>,
-    ) -> Self::Q {
+    fn zip_bytes(self, first: u64, second: u64) -> [u8; 16] {
+        let bytes = [first.to_le_bytes(), second.to_le_bytes()];
+        std::array::from_fn(|i| bytes[i % 2][i / 2])
+    }
+    #[inline(always)]
+    unsafe fn load_bits(self, Bits { low, low_shift, high }: Bits) -> Self::Q {
         // SAFETY: the caller vouches for 32 bytes at each address.
         let bytes = |from: *const u8| unsafe { from.cast::<[u8; 32]>().read_unaligned() };
-        let low = bytes(from).map(|byte| byte >> shift & 15);
+        let low = bytes(low).map(|byte| byte >> low_shift & 15);
         let high = high.map(|(from, shift, mask)| bytes(from).map(|byte| (byte >> shift & mask) << 4));
         std::array::from_fn(|i| (low[i] | high.map_or(0, |high| high[i])).cast_signed())
+    }
+    #[inline(always)]
+    unsafe fn load_pair(self, bits: [Bits; 2]) -> Self::Pair {
+        // SAFETY: the caller vouches for 32 bytes at each address.
+        bits.map(|bits| unsafe { self.load_bits(bits) })
     }
     #[inline(always)]
     unsafe fn load_q5(self, from: *const u8, fifth: *const u8) -> Self::Q {
@@ -217,14 +235,20 @@ impl Simd for Portable {
         std::array::from_fn(|i| nibbles[i] | ((fifth[i / 8] >> (i % 8) & 1) << 4).cast_signed())
     }
     #[inline(always)]
-    fn less_32(self, q: Self::Q) -> Self::Q {
-        q.map(|value| value - 32)
-    }
-    #[inline(always)]
-    unsafe fn dot_halves(self, q: Self::Q, x: *const i8, factors: [f32; 2]) -> Self::F {
-        // SAFETY: the caller vouches for 32 bytes.
-        let products = unsafe { self.dot_signed(q, x) };
-        lanes!(|lane| products[lane] as f32 * factors[lane / 2])
+    unsafe fn add_pair<const HALVES: bool>(
+        self,
+        q: Self::Pair,
+        x: *const i8,
+        factors: *const f32,
+        sums: Self::F,
+    ) -> Self::F {
+        // SAFETY: the caller vouches for 64 bytes and four factors.
+        let (dots, factors) = unsafe {
+            let dots = [self.dot_signed(q[0], x), self.dot_signed(q[1], x.add(32))];
+            (dots, factors.cast::<[f32; 4]>().read_unaligned())
+        };
+        let factor = |group: usize, lane: usize| factors[2 * group + if HALVES { lane / 2 } else { 0 }];
+        lanes!(|i| sums[i] + dots[0][i] as f32 * factor(0, i) + dots[1][i] as f32 * factor(1, i))
     }
     #[inline(always)]
     unsafe fn load_p(self, from: *const u8) -> Self::P {

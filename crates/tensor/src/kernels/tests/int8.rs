@@ -1,6 +1,5 @@
 use super::matmul::random_weight;
 use super::{Product, assert_close, bits, everywhere, noise};
-use crate::kernels::int8::has_bytes;
 use crate::kernels::isa::Isa;
 use crate::kernels::matmul::MatmulScratch;
 use crate::kernels::{Precision, ThreadPool, matmul_scratch_bytes, naive};
@@ -59,9 +58,7 @@ fn check(isa: Isa, pool: &ThreadPool, place: &str, case: Case) {
     Product { accumulate: true, ..product(&inputs, &weight) }.run(isa, pool, &mut got, &mut scratch);
     let twice: Vec<f32> = once.iter().map(|value| value * 2.0).collect();
     assert_close(&got, &twice, 1.0, rounding, &format!("{place}, {case:?}, added"));
-    // Many tokens with rows that have no panels of bytes take the buffers of the exact product.
-    let taken = if has_bytes(dtype, n_tokens) { Precision::Int8 } else { Precision::F32 };
-    let most = matmul_scratch_bytes(taken, pool.n_threads(), n_tokens, n_in);
+    let most = matmul_scratch_bytes(Precision::Int8, pool.n_threads(), n_tokens, n_in);
     if isa.name() == Isa::detect().name() {
         assert!(
             scratch.bytes() <= most,
@@ -83,9 +80,7 @@ fn check(isa: Isa, pool: &ThreadPool, place: &str, case: Case) {
 fn bytes_are_within_the_bound_of_the_twin() {
     everywhere(|isa, pool, place| {
         for dtype in DTYPES {
-            // More tokens than the row kernels take are exact products for formats without panels, tested as such.
-            let most = if has_bytes(dtype, 70) { 70 } else { 9 };
-            for n_tokens in [1, 2, 3, 4, 5, 6, 7, 8, 9, 12, 17, 70].into_iter().filter(|&n| n <= most) {
+            for n_tokens in [1, 2, 3, 4, 5, 6, 7, 8, 9, 12, 17, 70] {
                 for (n_in, n_out) in [(32, 1), (64, 7), (96, 33), (576, 101)] {
                     check(isa, pool, place, Case { dtype, n_tokens, n_in, n_out });
                 }
@@ -99,9 +94,7 @@ fn real_and_long_sizes_are_within_the_bound() {
     let pool = ThreadPool::new(2);
     for isa in Isa::all() {
         for dtype in DTYPES {
-            let most = if has_bytes(dtype, 515) { 515 } else { 1 };
-            let shapes = [(515, 576, 200), (20, 1536, 576), (10, 4128, 70), (1, 4128, 70)];
-            for (n_tokens, n_in, n_out) in shapes.into_iter().filter(|&(n_tokens, ..)| n_tokens <= most) {
+            for (n_tokens, n_in, n_out) in [(515, 576, 200), (20, 1536, 576), (10, 4128, 70), (1, 4128, 70)] {
                 check(isa, &pool, isa.name(), Case { dtype, n_tokens, n_in, n_out });
             }
         }

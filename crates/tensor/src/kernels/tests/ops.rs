@@ -2,7 +2,7 @@
 
 use super::{assert_close, bits, noise};
 use crate::kernels::isa::{Isa, Kernel, Lanes};
-use crate::kernels::simd::{MAX_LANES, STEPS, Simd};
+use crate::kernels::simd::{Bits, MAX_LANES, STEPS, Simd};
 use half::{bf16, f16};
 use std::collections::BTreeSet;
 
@@ -89,6 +89,7 @@ fn floats<S: Simd>(simd: S, ran: &mut BTreeSet<&'static str>) {
     ran.extend(["max_lane", "first"]);
     assert_eq!(simd.first(load(&x)), x[0]);
     same_f!(simd, ran, "swap_pairs", simd.swap_pairs(load(&x)), |at| x[at ^ 1]);
+    same_f!(simd, ran, "even_twice", simd.even_twice(load(&x)), |at| x[at & !1]);
     (x[1], y[2]) = (f32::NAN, f32::NAN);
     same_f!(simd, ran, "max", simd.max(load(&x), load(&y)), |at| if x[at] > y[at] { x[at] } else { y[at] });
     same_f!(simd, ran, "min", simd.min(load(&x), load(&y)), |at| if x[at] < y[at] { x[at] } else { y[at] });
@@ -139,6 +140,7 @@ fn memory<S: Simd>(simd: S, ran: &mut BTreeSet<&'static str>) {
                 i32::from(raw[start + at].cast_signed())
             });
             same_f!(simd, ran, "splat_f16", simd.splat_f16(from), |_at| f16_at(start));
+            same_f!(simd, ran, "splat_f16s", simd.splat_f16s(from), |at| f16_at(start + at % 2 * 2));
             let (first, second) = simd.splat_f16_pair(from);
             same_f!(simd, ran, "splat_f16_pair", first, |_at| f16_at(start));
             same_f!(simd, ran, "splat_f16_pair", second, |_at| f16_at(start + 2));
@@ -219,7 +221,10 @@ fn bytes<S: Simd>(simd: S, ran: &mut BTreeSet<&'static str>) {
     }
     ran.extend(["load_q8", "load_q4", "store_q", "split_q8", "dot_signed", "dot_nibbles"]);
     more_bits(simd, &raw, &x);
-    ran.extend(["load_bits", "load_q5", "less_32", "dot_halves"]);
+    ran.extend(["load_bits", "load_q5", "load_pair", "add_pair"]);
+    let zipped = simd.zip_bytes(0x0706_0504_0302_0100, 0x1716_1514_1312_1110);
+    assert_eq!(zipped, std::array::from_fn(|at| (at / 2 + at % 2 * 16) as u8), "zip_bytes");
+    ran.insert("zip_bytes");
     for at in (0..32).step_by(S::LANES) {
         let mut to = [0_i8; MAX_LANES];
         // SAFETY: `LANES` bytes lie at `at`, and `to` has room for them.
@@ -233,25 +238,46 @@ fn bytes<S: Simd>(simd: S, ran: &mut BTreeSet<&'static str>) {
 fn more_bits<S: Simd>(simd: S, raw: &[u8], x: &[i8]) {
     let other: Vec<u8> = signed(11, 32).iter().map(|byte| byte.cast_unsigned()).collect();
     let mut out = [0_u8; 32];
-    for shift in [0, 4] {
-        for (high_shift, mask) in (0..8).map(|bit| (bit, 1)).chain([0, 2, 4, 6].map(|bit| (bit, 3))) {
+    let no_high = [(0, 0)].into_iter();
+    for (high_shift, mask) in
+        no_high.chain((0..8).map(|bit| (bit, 1))).chain([0, 2, 4, 6].map(|bit| (bit, 3)))
+    {
+        let both = [0, 4].map(|low_shift| {
+            let high = (mask != 0).then_some((other.as_ptr(), high_shift, mask));
+            Bits { low: raw.as_ptr(), low_shift, high }
+        });
+        let want = both.map(|bits| {
+            let value = |at: usize| raw[at] >> bits.low_shift & 15 | (other[at] >> high_shift & mask) << 4;
+            std::array::from_fn::<u8, 32, _>(value)
+        });
+        for (bits, want) in both.into_iter().zip(want) {
             // SAFETY: all arrays hold 32 bytes.
-            unsafe {
-                simd.store_q(out.as_mut_ptr(), simd.load_bits(raw.as_ptr(), shift, None));
-                assert!((0..32).all(|at| out[at] == raw[at] >> shift & 15), "load_bits");
-                let q = simd.load_bits(raw.as_ptr(), shift, Some((other.as_ptr(), high_shift, mask)));
-                simd.store_q(out.as_mut_ptr(), q);
-                let want = |at: usize| raw[at] >> shift & 15 | (other[at] >> high_shift & mask) << 4;
-                assert!((0..32).all(|at| out[at] == want(at)), "load_bits, {high_shift}, {mask}");
-                let less = simd.less_32(q);
-                simd.store_q(out.as_mut_ptr(), less);
-                assert!((0..32).all(|at| out[at].cast_signed() == want(at).cast_signed() - 32), "less_32");
-                let dot = |range: std::ops::Range<usize>| {
-                    range.map(|at| i32::from(out[at].cast_signed()) * i32::from(x[at])).sum::<i32>() as f32
-                };
-                let got = lanes(simd, simd.dot_halves(less, x.as_ptr(), [0.5, -3.0])).iter().sum::<f32>();
-                assert_eq!(got, 0.5 * dot(0..16) - 3.0 * dot(16..32), "dot_halves");
-            }
+            unsafe { simd.store_q(out.as_mut_ptr(), simd.load_bits(bits)) };
+            assert_eq!(out, want, "load_bits, {high_shift}, {mask}");
+        }
+        // Each byte alone, then all.
+        let ones = (0..64).map(|at| std::array::from_fn(|other| i8::from(other == at)));
+        for x in ones.chain([std::array::from_fn::<i8, 64, _>(|at| x[at % 32])]) {
+            let dot = |at: usize| {
+                let half = want.as_flattened()[at..at + 16].iter().zip(&x[at..]);
+                half.map(|(q, x)| i32::from(*q) * i32::from(*x)).sum::<i32>() as f32
+            };
+            let factors = [0.5, -3.0, 2.0, 7.0];
+            let (start, x) = (simd.splat(1.0), x.as_ptr());
+            // SAFETY: the arrays hold 32 bytes, `x` 64, and there are four factors.
+            let (whole, halves) = unsafe {
+                let q = simd.load_pair(both);
+                let whole = simd.add_pair::<false>(q, x, factors.as_ptr(), start);
+                (whole, simd.add_pair::<true>(q, x, factors.as_ptr(), start))
+            };
+            let sum = |lanes_of| lanes(simd, lanes_of).iter().sum::<f32>() - S::LANES as f32;
+            let dots = [0, 16, 32, 48].map(dot);
+            assert_eq!(sum(whole), 0.5 * (dots[0] + dots[1]) + 2.0 * (dots[2] + dots[3]), "add_pair");
+            assert_eq!(
+                sum(halves),
+                dots.iter().zip(factors).map(|(a, b)| a * b).sum::<f32>(),
+                "add_pair, halves"
+            );
         }
     }
     // SAFETY: 16 and four bytes are there.
