@@ -11,10 +11,10 @@ use crate::kernels::simd::Simd;
 use std::ops::Range;
 
 /// Tokens side by side in a strip.
-pub(crate) const STRIP: usize = 4;
+pub(crate) const STRIP: usize = 8;
 
-/// f32 values of one group of a strip: `[8][STRIP][4]` bytes, then of each token the scale, the sum, and the sum of the
-/// first half.
+/// f32 values of one group of a strip: `[8][STRIP][4]` bytes, then of each token the scale, the sum, and minus the sums of the
+/// bytes in both halves, `[2]` of 16 bits.
 pub(crate) const STRIP_VALUES: usize = STRIP * GROUP / 4 + 3 * STRIP;
 
 /// A few tokens, row by row.
@@ -82,7 +82,7 @@ impl<'a> Kernel for QuantizeRows<'a> {
             let Rounded { scale, sum, sums } =
                 unsafe { quantize(simd, group.as_ptr(), quants.as_mut_ptr().cast()) };
             scales.copy_from_slice(&[scale, sum]);
-            halves.copy_from_slice(&sums);
+            halves.copy_from_slice(&sums.map(|sum| scale * sum));
         }
         QuantizedRows { buffer, n_tokens, n_in }
     }
@@ -137,7 +137,10 @@ impl QuantizeStrips<'_> {
             let mut bytes = [0_i8; GROUP];
             // SAFETY: both have 32 values.
             let Rounded { scale, sum, sums } = unsafe { quantize(simd, group.as_ptr(), bytes.as_mut_ptr()) };
-            (scales[nth], scales[STRIP + nth], scales[2 * STRIP + nth]) = (scale, sum, sums[0]);
+            (scales[nth], scales[STRIP + nth]) = (scale, sum);
+            let minus = sums.map(|sum| -sum as i16);
+            // SAFETY: a value holds two of 16 bits.
+            unsafe { std::ptr::from_mut(&mut scales[2 * STRIP + nth]).cast::<[i16; 2]>().write(minus) };
             for (four, to) in bytes.chunks_exact(4).zip(quants[nth..].iter_mut().step_by(STRIP)) {
                 // SAFETY: a value holds four bytes.
                 unsafe {
@@ -148,11 +151,12 @@ impl QuantizeStrips<'_> {
     }
 }
 
-/// What a group leaves beside its bytes; sums are those of the bytes times the scale.
+/// What a group leaves beside its bytes.
 struct Rounded {
     scale: f32,
+    /// The sum of the bytes times the scale.
     sum: f32,
-    /// Of each half.
+    /// The sums of the bytes of both halves.
     sums: [f32; 2],
 }
 
@@ -173,7 +177,7 @@ unsafe fn quantize<S: Simd>(simd: S, from: *const f32, to: *mut i8) -> Rounded {
     if scale.is_nan() {
         // SAFETY: the caller vouches for 32 bytes.
         unsafe { std::ptr::write_bytes(to, 0, GROUP) };
-        return Rounded { scale, sum: scale, sums: [scale; 2] };
+        return Rounded { scale, sum: scale, sums: [0.0; 2] };
     }
     let inverse = if f32::MIN_POSITIVE <= scale { 1.0 / scale } else { 0.0 };
     let mut sums = [simd.splat_i(0); 2];
@@ -188,5 +192,5 @@ unsafe fn quantize<S: Simd>(simd: S, from: *const f32, to: *mut i8) -> Rounded {
     }
     // Sums of bytes are exact in f32.
     let sums = sums.map(|sum| simd.sum(simd.to_f(sum)));
-    Rounded { scale, sum: scale * (sums[0] + sums[1]), sums: sums.map(|sum| scale * sum) }
+    Rounded { scale, sum: scale * (sums[0] + sums[1]), sums }
 }

@@ -21,7 +21,7 @@ pub(crate) const PANELS: usize = 4;
 const NV: usize = 2;
 
 /// Strips that pass by one panel while both stay in the second cache level.
-const STRIPS: usize = 16;
+const STRIPS: usize = 8;
 
 const _: () = assert!(GROUP / 4 == STEPS);
 
@@ -264,31 +264,46 @@ impl Kernel for Tile {
     type Output = ();
     #[inline(always)]
     fn run<S: Simd>(self, simd: S) {
-        let sums = match self.bits {
-            6 => self.sums::<S, true>(simd),
-            _ => self.sums::<S, false>(simd),
-        };
-        for (row, sums) in sums.into_iter().enumerate().take(self.n_rows) {
-            // SAFETY: `PanelsTask` made this tile of `n_rows` rows of `n_cols` values of the output.
-            unsafe { self.store(simd, self.out.add(row * self.row_stride), sums) };
+        for first in (0..self.n_rows).step_by(S::TOKENS) {
+            match S::TOKENS {
+                8 => self.tokens::<S, 8>(simd, first),
+                _ => self.tokens::<S, 4>(simd, first),
+            }
         }
     }
 }
 
 impl Tile {
+    /// The tokens of the strip from `first` on.
     #[inline(always)]
-    fn sums<S: Simd, const HALVES: bool>(&self, simd: S) -> [[S::F; NV]; STRIP] {
-        let mut sums = [[simd.splat(0.0); NV]; STRIP];
-        let (mut strip, mut panel) = (self.strip, self.panel);
+    fn tokens<S: Simd, const T: usize>(&self, simd: S, first: usize) {
+        let sums = match self.bits {
+            6 => self.sums::<S, T, true>(simd, first),
+            _ => self.sums::<S, T, false>(simd, first),
+        };
+        for (row, sums) in (first..self.n_rows).zip(sums) {
+            // SAFETY: `PanelsTask` made this tile of `n_rows` rows of `n_cols` values of the output.
+            unsafe { self.store(simd, self.out.add(row * self.row_stride), sums) };
+        }
+    }
+
+    #[inline(always)]
+    fn sums<S: Simd, const T: usize, const HALVES: bool>(&self, simd: S, first: usize) -> [[S::F; NV]; T] {
+        let mut sums = [[simd.splat(0.0); NV]; T];
+        let (mut strip, mut panel) = (self.strip.wrapping_add(first), self.panel);
+        let n_runs = STEPS / run_steps::<S>(if HALVES { 6 } else { self.bits });
         // A number unknown to the compiler: it unrolls a known one, moves all loads to the front and spills them.
-        let n_steps = std::hint::black_box(run_steps::<S>(self.bits));
-        for _ in 0..self.n_groups {
-            for _ in 0..self.planes {
-                // SAFETY: `PanelsTask` made this tile of a strip and a panel with `n_groups` groups.
-                unsafe { add_group::<S, HALVES>(simd, n_steps, strip, panel, &mut sums) };
-                panel = panel.wrapping_add(GROUP_VALUES * S::LANES);
+        let n_steps = std::hint::black_box(STEPS / n_runs);
+        let mut plane = 0;
+        // One loop: out of an inner one over planes the compiler moves all that it reads of a strip, and spills it.
+        for _ in 0..self.n_groups * self.planes {
+            // SAFETY: `PanelsTask` made this tile of a strip and a panel with `n_groups` groups.
+            unsafe { add_group::<S, T, HALVES>(simd, (n_runs, n_steps), strip, panel, &mut sums) };
+            panel = panel.wrapping_add(GROUP_VALUES * S::LANES);
+            plane += 1;
+            if plane == self.planes {
+                (plane, strip) = (0, strip.wrapping_add(STRIP_VALUES));
             }
-            strip = strip.wrapping_add(STRIP_VALUES);
         }
         sums
     }
@@ -333,49 +348,59 @@ const fn run_steps<S: Simd>(bits: usize) -> usize {
 
 /// Adds the products of one group: integers first, then one multiplication by both scales.
 /// # Safety
-/// `n_steps` is as [`run_steps`] tells; one group of a strip and one of a panel can be read.
+/// `n_steps` is as [`run_steps`] tells, and `n_runs` times so many make a group; one group of a panel can be read, and of a
+/// strip the `T` tokens of which `strip` is the first.
 #[inline(always)]
-unsafe fn add_group<S: Simd, const HALVES: bool>(
+unsafe fn add_group<S: Simd, const T: usize, const HALVES: bool>(
     simd: S,
-    n_steps: usize,
+    (n_runs, n_steps): (usize, usize),
     strip: *const f32,
     panel: *const f32,
-    sums: &mut [[S::F; NV]; STRIP],
+    sums: &mut [[S::F; NV]; T],
 ) {
-    let mut step = 0;
-    while step < STEPS {
+    for run in 0..n_runs {
+        let step = run * STEPS / n_runs;
+        // Behind the bytes of a panel lie two lines of `NV * LANES` numbers, behind those of a strip three of `STRIP`.
+        let half = if HALVES { step / (STEPS / 2) } else { 0 };
+        let lines = panel.wrapping_add((STEPS + half) * NV * S::LANES);
+        let inputs = strip.wrapping_add(STEPS * STRIP);
+        // The offset -32 of six bits is part of the integers.
+        let is_wide = S::PRODUCTS_IN_16_BITS == 0;
+        let mut start = [simd.splat_i(0); T];
+        if HALVES && step.is_multiple_of(STEPS / 2) {
+            for (token, start) in start.iter_mut().enumerate() {
+                // SAFETY: the caller vouches for the strip, whose third line has two sums of 16 bits for each token.
+                let minus = unsafe { *inputs.add(2 * STRIP + token).cast::<i16>().add(half) };
+                *start = simd.splat_i(32 * i32::from(minus));
+            }
+        }
+        let begin = start.map(
+            #[inline(always)]
+            |start| if HALVES && is_wide { simd.begin(start) } else { simd.zero_a() },
+        );
         // SAFETY: the caller vouches for the group, which begins with the bytes of all steps.
-        let products: [[S::A; NV]; STRIP] = unsafe {
-            simd.steps(n_steps, strip.add(step * STRIP).cast(), panel.add(step * NV * S::LANES).cast())
+        let products: [[S::A; NV]; T] = unsafe {
+            let quants = (strip.add(step * STRIP).cast(), STRIP);
+            simd.steps(n_steps, quants, panel.add(step * NV * S::LANES).cast(), begin)
         };
-        // SAFETY: behind the bytes of a panel lie two lines of `NV * LANES` numbers, behind those of a strip `STRIP` scales,
-        // sums, and sums of first halves.
-        unsafe {
-            let second = step / (STEPS / 2);
-            let lines = panel.add(STEPS * NV * S::LANES);
-            let inputs = strip.add(STEPS * STRIP);
-            let input = |line: usize, token: usize| simd.splat(*inputs.add(line * STRIP + token));
-            for v in 0..NV {
-                let scale = simd.load(lines.add((if HALVES { second * NV } else { 0 } + v) * S::LANES));
-                let offset = if HALVES {
-                    simd.mul(scale, simd.splat(-32.0))
-                } else {
-                    simd.load(lines.add((NV + v) * S::LANES))
-                };
-                for token in 0..STRIP {
-                    let factor = simd.mul(scale, input(0, token));
-                    let mut sum = sums[token][v];
-                    if HALVES && step.is_multiple_of(STEPS / 2) {
-                        let first = input(2, token);
-                        let half = if second == 0 { first } else { simd.sub(input(1, token), first) };
-                        sum = simd.fma(offset, half, sum);
-                    } else if !HALVES && step == 0 {
-                        sum = simd.fma(offset, input(1, token), sum);
+        for v in 0..NV {
+            // SAFETY: as told above.
+            unsafe {
+                let scale = simd.load(lines.add(v * S::LANES));
+                for token in 0..T {
+                    let factor = simd.mul(scale, simd.splat(*inputs.add(token)));
+                    if !HALVES && step == 0 {
+                        let offset = simd.load(lines.add((NV + v) * S::LANES));
+                        let input = simd.splat(*inputs.add(STRIP + token));
+                        sums[token][v] = simd.fma(offset, input, sums[token][v]);
                     }
-                    sums[token][v] = simd.fma(simd.to_f(simd.finish(products[token][v])), factor, sum);
+                    let mut product = simd.finish(products[token][v]);
+                    if HALVES && !is_wide {
+                        product = simd.add_i(product, start[token]);
+                    }
+                    sums[token][v] = simd.fma(simd.to_f(product), factor, sums[token][v]);
                 }
             }
         }
-        step += n_steps;
     }
 }

@@ -52,6 +52,7 @@ impl<const VNNI: bool> Simd for Avx2<VNNI> {
     type A = __m256i;
     const LANES: usize = 8;
     const PRODUCTS_IN_16_BITS: usize = if VNNI { 0 } else { 2 };
+    const TOKENS: usize = 4;
     // 6 x 2 sums, 2 vectors of b and one broadcast leave one of 16 registers: with none left, compilers spill.
     const MR: usize = 6;
     const NV: usize = 2;
@@ -346,6 +347,10 @@ impl<const VNNI: bool> Simd for Avx2<VNNI> {
     #[inline(always)]
     fn zero_a(self) -> Self::A {
         op!(_mm256_setzero_si256())
+    }
+    #[inline(always)]
+    fn begin(self, sums: Self::I) -> Self::A {
+        sums
     }
     #[inline(always)]
     fn step(self, sums: Self::A, nibbles: Self::P, x: Self::P) -> Self::A {

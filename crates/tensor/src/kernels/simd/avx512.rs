@@ -54,6 +54,7 @@ impl<const VNNI: bool> Simd for Avx512<VNNI> {
     type A = __m512i;
     const LANES: usize = 16;
     const PRODUCTS_IN_16_BITS: usize = if VNNI { 0 } else { 2 };
+    const TOKENS: usize = 8;
     // 8 x 3 sums, 3 vectors of b and one broadcast out of 32 registers.
     const MR: usize = 8;
     const NV: usize = 3;
@@ -349,6 +350,10 @@ impl<const VNNI: bool> Simd for Avx512<VNNI> {
     #[inline(always)]
     fn zero_a(self) -> Self::A {
         op!(_mm512_setzero_si512())
+    }
+    #[inline(always)]
+    fn begin(self, sums: Self::I) -> Self::A {
+        sums
     }
     #[inline(always)]
     fn step(self, sums: Self::A, nibbles: Self::P, x: Self::P) -> Self::A {

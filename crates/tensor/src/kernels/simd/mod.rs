@@ -65,6 +65,8 @@ pub(crate) trait Simd: Copy + Send + Sync + 'static {
     const LANES: usize;
     /// Products that a [`Self::step`] adds to the same 16 bits of [`Self::A`]; 0 where its sums have 32.
     const PRODUCTS_IN_16_BITS: usize;
+    /// Tokens of the tile of the kernel of bytes, 4 or 8, so that sums of products fit the registers.
+    const TOKENS: usize;
     /// Rows of the tile of the matrix microkernel; with [`Self::NV`] chosen so that it fits the registers.
     const MR: usize;
     /// Vectors in a row of that tile.
@@ -315,24 +317,28 @@ pub(crate) trait Simd: Copy + Send + Sync + 'static {
     /// They can be read.
     unsafe fn splat_p(self, from: *const i8) -> Self::P;
     fn zero_a(self) -> Self::A;
+    /// Sums that begin with these, where [`Self::PRODUCTS_IN_16_BITS`] is 0.
+    fn begin(self, sums: Self::I) -> Self::A;
     /// Adds, in each lane, the four products of bytes 0..=63 with signed bytes; at most [`STEPS`] times in a row, and while
     /// sums fit.
     fn step(self, sums: Self::A, nibbles: Self::P, x: Self::P) -> Self::A;
     /// The sum of each lane.
     fn finish(self, sums: Self::A) -> Self::I;
-    /// Products of `T` tokens with `V` vectors of weight rows over `n_steps` times four columns: `[n_steps][T][4]` bytes at
-    /// `quants`, `[n_steps][V][LANES][4]` bytes at `bytes`; as often as [`Self::step`] may be called.
+    /// Adds to `sums` products of `T` tokens with `V` vectors of weight rows over `n_steps` times four columns:
+    /// `[n_steps][stride][4]` bytes at `quants`, of which the first `T` count, `[n_steps][V][LANES][4]` bytes at `bytes`; as
+    /// often as [`Self::step`] may be called.
     /// # Safety
     /// All of them can be read.
     #[inline(always)]
     unsafe fn steps<const T: usize, const V: usize>(
         self,
         n_steps: usize,
-        quants: *const i8,
+        (quants, stride): (*const i8, usize),
         bytes: *const u8,
+        sums: [Self::A; T],
     ) -> [[Self::A; V]; T] {
         // SAFETY: as the caller vouches.
-        unsafe { steps(self, n_steps, quants, bytes) }
+        unsafe { steps(self, n_steps, (quants, stride), bytes, sums) }
     }
 }
 
@@ -344,10 +350,14 @@ pub(crate) trait Simd: Copy + Send + Sync + 'static {
 unsafe fn steps<S: Simd, const T: usize, const V: usize>(
     simd: S,
     n_steps: usize,
-    mut quants: *const i8,
+    (mut quants, stride): (*const i8, usize),
     mut bytes: *const u8,
+    sums: [S::A; T],
 ) -> [[S::A; V]; T] {
     let mut products = [[simd.zero_a(); V]; T];
+    for token in 0..T {
+        products[token] = [sums[token]; V];
+    }
     for _ in 0..n_steps {
         // SAFETY: a step of the panel has `V * LANES` times four bytes.
         let mut row = unsafe { [simd.load_p(bytes); V] };
@@ -356,13 +366,13 @@ unsafe fn steps<S: Simd, const T: usize, const V: usize>(
             row[v] = unsafe { simd.load_p(bytes.add(v * S::LANES * 4)) };
         }
         for token in 0..T {
-            // SAFETY: a step of the strip has `T` times four bytes.
+            // SAFETY: a step of the strip has at least `T` times four bytes.
             let x = unsafe { simd.splat_p(quants.add(token * 4)) };
             for v in 0..V {
                 products[token][v] = simd.step(products[token][v], row[v], x);
             }
         }
-        quants = quants.wrapping_add(T * 4);
+        quants = quants.wrapping_add(stride * 4);
         bytes = bytes.wrapping_add(V * S::LANES * 4);
     }
     products

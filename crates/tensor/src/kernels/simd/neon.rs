@@ -65,6 +65,7 @@ impl<const BYTES: u8> Simd for Neon<BYTES> {
     type A = [int16x8_t; 2];
     const LANES: usize = 4;
     const PRODUCTS_IN_16_BITS: usize = if DOT <= BYTES { 0 } else { 1 };
+    const TOKENS: usize = 4;
     // 8 x 3 sums, 3 vectors of b and the broadcasts out of 32 registers.
     const MR: usize = 8;
     const NV: usize = 3;
@@ -383,6 +384,10 @@ impl<const BYTES: u8> Simd for Neon<BYTES> {
         op!([vdupq_n_s16(0), vdupq_n_s16(0)])
     }
     #[inline(always)]
+    fn begin(self, sums: Self::I) -> Self::A {
+        op!([vreinterpretq_s16_s32(sums), vdupq_n_s16(0)])
+    }
+    #[inline(always)]
     fn step(self, sums: Self::A, nibbles: Self::P, x: Self::P) -> Self::A {
         op!(if DOT <= BYTES {
             let sum = sdot(vreinterpretq_s32_s16(sums[0]), nibbles, x);
@@ -405,22 +410,29 @@ impl<const BYTES: u8> Simd for Neon<BYTES> {
     unsafe fn steps<const T: usize, const V: usize>(
         self,
         n_steps: usize,
-        quants: *const i8,
-        nibbles: *const u8,
+        (quants, stride): (*const i8, usize),
+        bytes: *const u8,
+        sums: [Self::A; T],
     ) -> [[Self::A; V]; T] {
         if BYTES < I8MM || T != 4 || !n_steps.is_multiple_of(2) {
             // SAFETY: as the caller vouches.
-            return unsafe { steps(self, n_steps, quants, nibbles) };
+            return unsafe { steps(self, n_steps, (quants, stride), bytes, sums) };
         }
         // [pair of tokens][vector][pair of rows], each [2 tokens][2 rows].
-        let mut sums = op!([[[vdupq_n_s32(0); 2]; V]; 2]);
-        let (mut quants, mut nibbles) = (quants, nibbles);
+        let begin = |first: Self::A, second: Self::A| {
+            op!({
+                let (first, second) = (vreinterpretq_s64_s16(first[0]), vreinterpretq_s64_s16(second[0]));
+                [[vreinterpretq_s32_s64(vzip1q_s64(first, second)); 2]; V]
+            })
+        };
+        let mut sums = [begin(sums[0], sums[1]), begin(sums[2], sums[3])];
+        let (mut quants, mut bytes) = (quants, bytes);
         for _ in 0..n_steps / 2 {
             // SAFETY: a step of the strip has 4 tokens, one of the panel `V` times 4 rows, each of four bytes.
             unsafe {
-                let tokens = pairs(vld1q_s8(quants), vld1q_s8(quants.add(16)));
+                let tokens = pairs(vld1q_s8(quants), vld1q_s8(quants.add(stride * 4)));
                 for v in 0..V {
-                    let from = nibbles.add(v * 16);
+                    let from = bytes.add(v * 16);
                     let rows = pairs(self.load_p(from), self.load_p(from.add(V * 16)));
                     for t in 0..2 {
                         for r in 0..2 {
@@ -429,7 +441,7 @@ impl<const BYTES: u8> Simd for Neon<BYTES> {
                     }
                 }
             }
-            (quants, nibbles) = (quants.wrapping_add(32), nibbles.wrapping_add(V * 32));
+            (quants, bytes) = (quants.wrapping_add(stride * 8), bytes.wrapping_add(V * 32));
         }
         let mut products = [[self.zero_a(); V]; T];
         for token in 0..T {

@@ -25,6 +25,7 @@ impl Simd for Portable {
     type A = [i32; 4];
     const LANES: usize = 4;
     const PRODUCTS_IN_16_BITS: usize = 0;
+    const TOKENS: usize = 4;
     // 4 x 2 sums, 2 vectors of b, a broadcast and a product out of 16 registers.
     const MR: usize = 4;
     const NV: usize = 2;
@@ -264,6 +265,10 @@ impl Simd for Portable {
     #[inline(always)]
     fn zero_a(self) -> Self::A {
         [0; 4]
+    }
+    #[inline(always)]
+    fn begin(self, sums: Self::I) -> Self::A {
+        sums
     }
     #[inline(always)]
     fn step(self, sums: Self::A, nibbles: Self::P, x: Self::P) -> Self::A {

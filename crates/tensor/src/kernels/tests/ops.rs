@@ -290,22 +290,32 @@ fn more_bits<S: Simd>(simd: S, raw: &[u8], x: &[i8]) {
 fn products<S: Simd>(simd: S, ran: &mut BTreeSet<&'static str>) {
     tile::<S, 4, 2>(simd);
     tile::<S, 3, 1>(simd);
+    tile::<S, 8, 2>(simd);
     tile::<S, 4, 3>(simd);
-    ran.extend(["steps", "zero_a", "load_p", "splat_p", "step", "finish"]);
+    ran.extend(["steps", "zero_a", "begin", "load_p", "splat_p", "step", "finish"]);
 }
 
 /// `T` tokens by `V` vectors of weight rows, for each number of steps, random and extreme.
 #[inline(always)]
 fn tile<S: Simd, const T: usize, const V: usize>(simd: S) {
+    let start = |token: usize| if S::PRODUCTS_IN_16_BITS == 0 { 1000 * token as i32 - 50_000 } else { 0 };
     for n_steps in 0..=STEPS {
         for extreme in [None, Some(127), Some(-127)] {
-            let quants = extreme.map_or_else(|| signed(9, STEPS * T * 4), |x| vec![x; STEPS * T * 4]);
+            let stride = T + 2;
+            let quants =
+                extreme.map_or_else(|| signed(9, STEPS * stride * 4), |x| vec![x; STEPS * stride * 4]);
             let nibbles: Vec<u8> = noise(10, STEPS * V * S::LANES * 4)
                 .iter()
                 .map(|value| if extreme.is_some() { 15 } else { (value.abs() * 15.9) as u8 })
                 .collect();
             // SAFETY: both hold `STEPS` steps.
-            let sums: [[S::A; V]; T] = unsafe { simd.steps(n_steps, quants.as_ptr(), nibbles.as_ptr()) };
+            let sums: [[S::A; V]; T] = unsafe {
+                let begin = std::array::from_fn(|token| match S::PRODUCTS_IN_16_BITS {
+                    0 => simd.begin(simd.splat_i(start(token))),
+                    _ => simd.zero_a(),
+                });
+                simd.steps(n_steps, (quants.as_ptr(), stride), nibbles.as_ptr(), begin)
+            };
             for (token, row) in sums.into_iter().enumerate() {
                 for (v, sums) in row.into_iter().enumerate() {
                     let got = integers_of(simd, simd.finish(sums));
@@ -314,9 +324,9 @@ fn tile<S: Simd, const T: usize, const V: usize>(simd: S) {
                             let product = |at: usize| {
                                 let (step, byte) = (at / 4, at % 4);
                                 let weight = nibbles[((step * V + v) * S::LANES + lane) * 4 + byte];
-                                i32::from(quants[(step * T + token) * 4 + byte]) * i32::from(weight)
+                                i32::from(quants[(step * stride + token) * 4 + byte]) * i32::from(weight)
                             };
-                            (0..n_steps * 4).map(product).sum()
+                            start(token) + (0..n_steps * 4).map(product).sum::<i32>()
                         })
                         .collect();
                     assert_eq!(got, want, "{n_steps} steps of {T} x {V}, token {token}, vector {v}");
