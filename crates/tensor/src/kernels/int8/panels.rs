@@ -209,9 +209,11 @@ unsafe fn pack_vector<S: Simd, F: PanelFormat>(
 ) {
     let nr = NV * S::LANES;
     let plane_values = GROUP_VALUES * S::LANES;
-    let n_rows = lanes.len();
     // For each plane, `LANES` rows of 32 bytes.
     let mut stage = [MaybeUninit::<[f32; STEPS]>::uninit(); 2 * MAX_LANES];
+    for plane in stage.chunks_mut(MAX_LANES) {
+        plane[lanes.len()..].fill(MaybeUninit::new([0.0; STEPS]));
+    }
     for (lane, (block, scales)) in lanes.enumerate() {
         // SAFETY: the caller vouches for the block.
         let planes = unsafe { F::planes(simd, block, group) };
@@ -228,21 +230,9 @@ unsafe fn pack_vector<S: Simd, F: PanelFormat>(
         }
     }
     for (stage, to) in stage.chunks(MAX_LANES).zip(to.chunks_mut(plane_values)).take(F::PLANES) {
-        let stage = stage.as_ptr().cast::<f32>();
-        if n_rows == S::LANES && S::LANES <= STEPS {
-            for step in (0..STEPS).step_by(S::LANES) {
-                // SAFETY: the loop above filled `LANES` rows of `STEPS` values; `to` has `STEPS` lines at distance `nr`,
-                // each with room for `LANES` values.
-                unsafe { simd.transpose_block(stage.add(step), STEPS, to[step * nr..].as_mut_ptr(), nr) };
-            }
-        } else {
-            for step in 0..STEPS {
-                for lane in 0..n_rows {
-                    // SAFETY: the loop above filled row `lane`.
-                    to[step * nr + lane] = unsafe { *stage.add(lane * STEPS + step) };
-                }
-            }
-        }
+        // SAFETY: the loops above filled `LANES` rows of each plane; `to` has `STEPS` lines at distance `nr`, each with room for
+        // `LANES` values.
+        unsafe { simd.transpose_steps(stage.as_ptr().cast(), to.as_mut_ptr(), nr) };
     }
 }
 

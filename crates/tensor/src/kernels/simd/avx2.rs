@@ -368,23 +368,7 @@ impl<const VNNI: bool> Simd for Avx2<VNNI> {
     #[inline(always)]
     unsafe fn transpose_block(self, from: *const f32, from_stride: usize, to: *mut f32, to_stride: usize) {
         // SAFETY: the caller vouches for the memory, `self` for the CPU.
-        unsafe {
-            for col in [0, 4] {
-                let from = from.add(col);
-                let rows = [
-                    row_pair(from, from_stride),
-                    row_pair(from.add(from_stride), from_stride),
-                    row_pair(from.add(2 * from_stride), from_stride),
-                    row_pair(from.add(3 * from_stride), from_stride),
-                ];
-                let columns = transpose_halves(rows);
-                let to = to.add(col * to_stride);
-                _mm256_storeu_ps(to, columns[0]);
-                _mm256_storeu_ps(to.add(to_stride), columns[1]);
-                _mm256_storeu_ps(to.add(2 * to_stride), columns[2]);
-                _mm256_storeu_ps(to.add(3 * to_stride), columns[3]);
-            }
-        }
+        unsafe { transpose8(from, from_stride, to, to_stride) }
     }
 
     #[inline(always)]
@@ -410,6 +394,31 @@ impl<const VNNI: bool> Simd for Avx2<VNNI> {
             store_pairs(_mm256_castps256_ps128(odd), to.add(2 * 6 + 4));
             store_pairs(_mm256_extractf128_ps::<1>(even), to.add(4 * 6 + 4));
             store_pairs(_mm256_extractf128_ps::<1>(odd), to.add(6 * 6 + 4));
+        }
+    }
+}
+
+/// Writes the transpose of eight rows of eight values.
+/// # Safety
+/// The CPU has AVX, and the values can be read and written.
+#[inline(always)]
+pub(super) unsafe fn transpose8(from: *const f32, from_stride: usize, to: *mut f32, to_stride: usize) {
+    // SAFETY: the caller vouches for memory and CPU.
+    unsafe {
+        for col in [0, 4] {
+            let from = from.add(col);
+            let rows = [
+                row_pair(from, from_stride),
+                row_pair(from.add(from_stride), from_stride),
+                row_pair(from.add(2 * from_stride), from_stride),
+                row_pair(from.add(3 * from_stride), from_stride),
+            ];
+            let columns = transpose_halves(rows);
+            let to = to.add(col * to_stride);
+            _mm256_storeu_ps(to, columns[0]);
+            _mm256_storeu_ps(to.add(to_stride), columns[1]);
+            _mm256_storeu_ps(to.add(2 * to_stride), columns[2]);
+            _mm256_storeu_ps(to.add(3 * to_stride), columns[3]);
         }
     }
 }

@@ -1,7 +1,7 @@
 //! Sixteen lanes: x86-64 with AVX-512 F, BW and VL (and AVX2, FMA, F16C, which every such CPU has),
 //! and AVX-512 VNNI where there is one.
 
-use super::{Bits, Kernel, Simd};
+use super::{Bits, Kernel, STEPS, Simd};
 use std::arch::x86_64::*;
 
 /// Proof that the CPU has AVX-512 F, BW and VL, and what [`super::Avx2`] needs; with `VNNI` also AVX-512 VNNI.
@@ -366,6 +366,15 @@ impl<const VNNI: bool> Simd for Avx512<VNNI> {
     #[inline(always)]
     fn finish(self, sums: Self::A) -> Self::I {
         if VNNI { sums } else { op!(_mm512_madd_epi16(sums, _mm512_set1_epi16(1))) }
+    }
+
+    #[inline(always)]
+    unsafe fn transpose_steps(self, from: *const f32, to: *mut f32, to_stride: usize) {
+        // SAFETY: the caller vouches for 16 rows of eight values, `self` for the CPU.
+        unsafe {
+            super::avx2::transpose8(from, STEPS, to, to_stride);
+            super::avx2::transpose8(from.add(8 * STEPS), STEPS, to.add(8), to_stride);
+        }
     }
 }
 

@@ -195,6 +195,17 @@ pub(crate) trait Simd: Copy + Send + Sync + 'static {
         }
     }
 
+    /// Writes the transpose of `LANES` rows of [`STEPS`] values that follow each other, as [`Self::transpose_block`].
+    /// # Safety
+    /// As there.
+    #[inline(always)]
+    unsafe fn transpose_steps(self, from: *const f32, to: *mut f32, to_stride: usize) {
+        for step in (0..STEPS).step_by(Self::LANES) {
+            // SAFETY: the caller vouches for all steps, of which `LANES` are at most.
+            unsafe { self.transpose_block(from.add(step), STEPS, to.add(step * to_stride), to_stride) };
+        }
+    }
+
     /// Interleaves `MR` rows of `LANES` values: value `c` of row `r`, read at `from + r * from_stride + c`, goes to
     /// `to + c * MR + r`.
     /// # Safety

@@ -171,13 +171,19 @@ fn memory<S: Simd>(simd: S, ran: &mut BTreeSet<&'static str>) {
         for (row, col) in (0..n * n).map(|at| (at / n, at % n)) {
             assert_eq!(to[col * to_stride + row], from[row * from_stride + col], "transpose_block");
         }
+        let (short, mut lines) = (noise(7, n * STEPS), vec![0.0; STEPS * to_stride]);
+        // SAFETY: both have room for `n` rows of `STEPS`.
+        unsafe { simd.transpose_steps(short.as_ptr(), lines.as_mut_ptr(), to_stride) };
+        for (row, step) in (0..n * STEPS).map(|at| (at / STEPS, at % STEPS)) {
+            assert_eq!(lines[step * to_stride + row], short[row * STEPS + step], "transpose_steps");
+        }
         // SAFETY: as above, for `MR` rows.
         unsafe { simd.interleave_rows(from.as_ptr(), from_stride, to.as_mut_ptr()) };
         for (row, col) in (0..mr * n).map(|at| (at / n, at % n)) {
             assert_eq!(to[col * mr + row], from[row * from_stride + col], "interleave_rows");
         }
     }
-    ran.extend(["transpose_block", "interleave_rows"]);
+    ran.extend(["transpose_block", "transpose_steps", "interleave_rows"]);
 }
 
 /// Bytes of all sizes, with the greatest ones at both ends.
