@@ -193,6 +193,11 @@ pub(crate) struct ServedModelArgs {
     #[arg(long, value_name = "MODEL")]
     #[serde(skip_serializing_if = "Option::is_none")]
     model: Option<String>,
+    /// A pruned form of the model that guesses ahead, file or id: answers stay the same. Not used where both do not fit the
+    /// memory budget.
+    #[arg(long, value_name = "MODEL")]
+    #[serde(skip_serializing_if = "Option::is_none")]
+    draft: Option<String>,
 }
 
 /// The flags of one command that are settings, as layers of values.

@@ -27,13 +27,18 @@ pub(crate) enum Confinement {
     None,
 }
 
-/// Confines the calling thread and all it starts from now on. `model` is the file or folder to serve.
+/// Confines the calling thread and all it starts from now on. `models` are the files or folders to serve.
 /// # Errors
 /// When the kernel has landlock and refuses.
-pub(crate) fn confine(settings: &Settings, model: Option<&Path>) -> Result<Confinement, RulesetError> {
+pub(crate) fn confine<'a>(
+    settings: &Settings,
+    models: impl IntoIterator<Item = &'a Path>,
+) -> Result<Confinement, RulesetError> {
     let mut readable: Vec<PathBuf> = READABLE.iter().map(PathBuf::from).collect();
-    readable.extend(model.map(folders_of).unwrap_or_default());
-    readable.extend(model.map(checkpoint_places).unwrap_or_default());
+    for model in models {
+        readable.extend(folders_of(model));
+        readable.extend(checkpoint_places(model));
+    }
     readable.extend(settings.calibration.clone());
     readable.extend(settings.api_key_file.clone());
     readable.extend(Settings::credential().and_then(|path| path.parent().map(Path::to_owned)));
@@ -123,7 +128,7 @@ mod tests {
             let address = listener.local_addr().unwrap();
             let outside = Path::new(env!("CARGO_MANIFEST_DIR")).join("Cargo.toml");
             assert!(fs::read(&outside).is_ok());
-            let how = confine(&settings, Some(&link)).unwrap();
+            let how = confine(&settings, [link.as_path()]).unwrap();
             if how == Confinement::None {
                 eprintln!("skipped: this kernel has no landlock");
                 return;

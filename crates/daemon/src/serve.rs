@@ -74,8 +74,8 @@ fn confine_process(settings: &Settings) {
     if let Err(error) = std::fs::create_dir_all(&settings.state_dir) {
         tracing::debug!(%error, "the state folder could not be made yet");
     }
-    let model = settings.model.as_deref().map(Path::new);
-    match confine(settings, model) {
+    let models = [&settings.model, &settings.draft].into_iter().flatten().map(Path::new);
+    match confine(settings, models) {
         Ok(how @ (Confinement::Full | Confinement::Partial)) => tracing::info!(?how, "confined by landlock"),
         Ok(Confinement::None) => tracing::info!("this kernel has no landlock; the process is not confined"),
         Err(error) => tracing::warn!(%error, "landlock refused; the process is not confined"),
@@ -247,6 +247,7 @@ async fn end(
 fn service_options(settings: &Settings) -> ServiceOptions {
     ServiceOptions {
         model: settings.model.clone(),
+        draft: settings.draft.clone(),
         memory_budget: settings.memory_budget.clone(),
         n_threads: settings.threads,
         precision: settings.precision.clone(),

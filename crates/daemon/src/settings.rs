@@ -21,6 +21,7 @@ const DEFAULTS: &str = "default";
 #[serde(deny_unknown_fields)]
 pub(crate) struct Settings {
     pub(crate) model: Option<String>,
+    pub(crate) draft: Option<String>,
     #[serde(deserialize_with = "text_or_number")]
     pub(crate) memory_budget: String,
     pub(crate) context_len: Option<usize>,
@@ -55,6 +56,7 @@ impl Default for Settings {
     fn default() -> Self {
         Self {
             model: None,
+            draft: None,
             memory_budget: "auto".into(),
             context_len: None,
             kv_dtype: None,

@@ -37,6 +37,9 @@ pub(crate) struct Config {
     /// A GGUF file, a checkpoint's folder, or an id of the store; the newest entry of the store when absent.
     #[serde(default)]
     model: Option<String>,
+    /// A pruned form of the model that guesses ahead: answers come faster and stay the same.
+    #[serde(default)]
+    draft: Option<String>,
     /// `auto`, a size or a percentage: the bound on the whole process.
     #[serde(default = "auto")]
     memory_budget: String,
@@ -49,7 +52,7 @@ pub(crate) struct Config {
     /// Context to serve.
     #[serde(default)]
     context_len: Option<usize>,
-    /// `f16` or `f32`.
+    /// `auto`, `f32`, `f16` or `q8_0`.
     #[serde(default)]
     kv_dtype: Option<String>,
     /// `quality` or `compatible`: how to prune a model that does not fit at the start.
@@ -108,6 +111,7 @@ impl Config {
         };
         ServiceOptions {
             model: self.model.clone(),
+            draft: self.draft.clone(),
             memory_budget: self.memory_budget.clone(),
             n_threads: self.n_threads,
             queue_len: self.queue_len,

@@ -243,7 +243,7 @@ impl Instance {
                         return Err(FfiError::cancelled());
                     }
                 }
-                GenerationEvent::Finished { reason, stop_string, usage, timings } => {
+                GenerationEvent::Finished { reason, stop_string, usage, timings, .. } => {
                     let end = json!({
                         "text": answer,
                         "finish_reason": reason.name(),

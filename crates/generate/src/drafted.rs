@@ -8,7 +8,7 @@
 //! Memory: a second KV cache, and the logits of [`MAX_EACH`] tokens.
 
 use crate::{BatchModel, TokenModel};
-use secateur_engine::{EngineError, MAX_EACH, argmax, log_sum_exp};
+use secateur_engine::{EngineError, MAX_EACH, Session, argmax, log_sum_exp};
 
 /// A guess the draft gives less than this ends the round: it would more likely be thrown away than save a step.
 const MIN_CONFIDENCE: f32 = 0.5;
@@ -22,6 +22,14 @@ pub struct DraftCounts {
     pub guessed: u64,
     /// Guesses that became part of the answer.
     pub accepted: u64,
+}
+
+impl std::ops::AddAssign for DraftCounts {
+    fn add_assign(&mut self, more: Self) {
+        self.rounds += more.rounds;
+        self.guessed += more.guessed;
+        self.accepted += more.accepted;
+    }
 }
 
 /// A base model with a smaller one that guesses ahead.
@@ -56,6 +64,11 @@ impl<B: BatchModel, D: TokenModel> Drafted<B, D> {
     #[must_use]
     pub fn counts(&self) -> DraftCounts {
         self.counts
+    }
+
+    /// What became of the guesses since this was last asked.
+    pub fn take_counts(&mut self) -> DraftCounts {
+        std::mem::take(&mut self.counts)
     }
 
     /// Takes back the guesses that did not come true.
@@ -100,6 +113,29 @@ impl<B: BatchModel, D: TokenModel> Drafted<B, D> {
             self.round.push(guess);
         }
         Ok(())
+    }
+}
+
+impl Drafted<Session, Session> {
+    /// Gives both caches room for `context_len` tokens; see [`Session::resize`]. Guesses are forgotten.
+    /// # Errors
+    /// As [`Session::resize`].
+    pub fn resize(&mut self, context_len: usize) -> Result<(), EngineError> {
+        self.tokens.truncate(context_len);
+        self.end_round();
+        self.base.resize(context_len)?;
+        self.draft.resize(context_len)
+    }
+
+    /// Two models with room for `context_len` tokens that have read the first `n_tokens` of these; see [`Session::fork`].
+    /// # Errors
+    /// As [`Session::fork`].
+    pub fn fork(&self, n_tokens: usize, context_len: usize) -> Result<Self, EngineError> {
+        let n_tokens = n_tokens.min(self.tokens.len());
+        let base = self.base.fork(n_tokens, context_len)?;
+        let draft = self.draft.fork(n_tokens, context_len)?;
+        let tokens = self.tokens[..base.len()].to_vec();
+        Ok(Self { base, draft, tokens, round: Vec::new(), used: 0, counts: DraftCounts::default() })
     }
 }
 

@@ -141,6 +141,9 @@ fn render_service(page: &mut Page, metrics: &MetricsView) {
     counter("secateur_prompt_tokens_total", "Prompt tokens.", &m.prompt_tokens_total);
     counter("secateur_cached_tokens_total", "Prompt tokens found in the KV cache.", &m.cached_tokens_total);
     counter("secateur_generated_tokens_total", "Tokens generated.", &m.generated_tokens_total);
+    counter("secateur_draft_tokens_total", "Guesses of a draft.", &m.draft_tokens_total);
+    let help = "Guesses of a draft that became part of an answer.";
+    counter("secateur_draft_accepted_tokens_total", help, &m.draft_accepted_tokens_total);
     counter("secateur_prefill_seconds_total", "Seconds spent reading prompts.", &m.prefill_seconds_total);
     counter("secateur_decode_seconds_total", "Seconds spent generating.", &m.decode_seconds_total);
     counter("secateur_jobs_succeeded_total", "Jobs that succeeded.", &m.jobs_succeeded_total);

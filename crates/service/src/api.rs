@@ -3,7 +3,9 @@
 //! These are the wire types of the house: HTTP, the command line (`--json`) and a phone app show the same
 //! objects. They mirror the core's types, so that those can change without breaking clients.
 
-pub use secateur_generate::{FinishReason, Grammar, MAX_TOP_LOGPROBS, SamplingParams, Timings, Usage};
+pub use secateur_generate::{
+    DraftCounts, FinishReason, Grammar, MAX_TOP_LOGPROBS, SamplingParams, Timings, Usage,
+};
 pub use secateur_store::{
     FootprintRecord as FootprintView, LayerRecord as LayerView, PlanRecord as PlanView,
 };
@@ -115,6 +117,19 @@ pub struct ServedView {
     pub kv_dtype: String,
     /// The plan the model was chosen by.
     pub plan: Option<PlanView>,
+    /// The model that guesses ahead; absent when none was asked for.
+    pub draft: Option<DraftView>,
+}
+
+/// A model that was asked to guess ahead.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize)]
+pub struct DraftView {
+    /// As it was named.
+    pub model: String,
+    /// Memory that it takes; 0 when it is not used.
+    pub bytes: u64,
+    /// Why it is not used; absent when it is.
+    pub unused: Option<String>,
 }
 
 /// Where a model comes from.
@@ -425,6 +440,8 @@ pub enum GenerationEvent {
         usage: Usage,
         /// How long it took.
         timings: Timings,
+        /// What became of a draft's guesses; absent without a draft.
+        drafted: Option<DraftCounts>,
     },
     /// The end, by an error.
     Failed(ServiceError),
@@ -456,6 +473,10 @@ pub struct MetricsView {
     pub cached_tokens_total: u64,
     /// Tokens generated.
     pub generated_tokens_total: u64,
+    /// Guesses of drafts that models have read.
+    pub draft_tokens_total: u64,
+    /// Of these, part of an answer.
+    pub draft_accepted_tokens_total: u64,
     /// Seconds spent reading prompts.
     pub prefill_seconds_total: f64,
     /// Seconds spent generating.

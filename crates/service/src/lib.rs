@@ -15,6 +15,7 @@ mod budget;
 mod calibration;
 mod catalog;
 mod convert;
+mod drafting;
 mod error;
 mod handle;
 mod hints;

@@ -25,6 +25,9 @@ pub struct ServiceOptions {
     pub state_dir: PathBuf,
     /// The model to serve: a file, or an id of the store. The newest entry of the store when absent.
     pub model: Option<String>,
+    /// A pruned form of the model that guesses ahead: a file, or an id of the store. It changes the speed of answers only; a
+    /// model that it cannot guess for answers without it.
+    pub draft: Option<String>,
     /// `auto`, a size or a percentage: the bound on the whole process.
     pub memory_budget: String,
     /// Threads that compute; what the device allows when absent.
@@ -48,6 +51,7 @@ impl ServiceOptions {
         Self {
             state_dir,
             model: None,
+            draft: None,
             memory_budget: "auto".to_owned(),
             n_threads: None,
             precision: None,

@@ -2,7 +2,7 @@
 
 use crate::ServiceError;
 use crate::api::{
-    ChatMessage, GenerationParams, ModelView, PlanView, Prompt, ServedView, TokenLogprobView,
+    ChatMessage, DraftView, GenerationParams, ModelView, PlanView, Prompt, ServedView, TokenLogprobView,
     TokenLogprobsView,
 };
 use crate::convert::{invalid, text_error};
@@ -23,6 +23,7 @@ pub(crate) struct Served {
     pub(crate) tokenizer: Tokenizer,
     pub(crate) model: ModelView,
     pub(crate) plan: Option<PlanView>,
+    pub(crate) draft: Option<DraftView>,
     pub(crate) context_len: usize,
     pub(crate) kv_dtype: KvDType,
     pub(crate) vocab_size: usize,
@@ -94,6 +95,7 @@ impl Served {
             context_len: self.context_len,
             kv_dtype: self.kv_dtype.name().to_owned(),
             plan: self.plan.clone(),
+            draft: self.draft.clone(),
         }
     }
 

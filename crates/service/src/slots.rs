@@ -8,11 +8,12 @@
 
 use crate::ServiceError;
 use crate::api::GenerationEvent;
+use crate::drafting::{Answering, Engines};
 use crate::served::Served;
 use crate::stream::EventSink;
-use secateur_engine::{Engine, Session};
-use secateur_generate::{FinishReason, Finished, GenerateEvent, Generation, PREFILL_STEP, Sequence, Step};
-use secateur_model::{ModelConfig, kv_cache_bytes};
+use secateur_generate::{
+    DraftCounts, FinishReason, Finished, GenerateEvent, Generation, PREFILL_STEP, Sequence, Step, TokenModel,
+};
 use secateur_tokenizer::StreamDecoder;
 use std::ops::ControlFlow;
 use std::panic::{AssertUnwindSafe, catch_unwind};
@@ -27,9 +28,10 @@ const MIN_SHARED_TOKENS: usize = 16;
 struct Active {
     generation: Generation<StreamDecoder>,
     /// Absent until its first turn, and after its places went to an older request.
-    sequence: Option<Sequence<Session>>,
+    sequence: Option<Sequence<Answering>>,
     sink: EventSink,
     started: Instant,
+    drafted: DraftCounts,
 }
 
 /// A request that has ended, for the counters.
@@ -37,6 +39,8 @@ pub(crate) struct Ended {
     pub(crate) result: Result<Finished, ServiceError>,
     pub(crate) sink: EventSink,
     pub(crate) seconds: f64,
+    /// What became of a draft's guesses; absent without one.
+    pub(crate) drafted: Option<DraftCounts>,
 }
 
 /// How the slots are cut.
@@ -52,11 +56,9 @@ pub(crate) struct SlotLimits {
 
 impl SlotLimits {
     /// The limits of a model whose cache was planned with `context_len` places.
-    pub(crate) fn new(config: &ModelConfig, served: &Served, parallel: usize) -> Self {
-        let place_bytes = kv_cache_bytes(config, &config.layers, 1, served.kv_dtype).max(1);
-        // Logits, and the hidden states of one piece of a prompt, f32.
-        let own_bytes = 4 * (config.vocab_size + (PREFILL_STEP + 2) * config.hidden_size) as u64;
-        let overhead = own_bytes.div_ceil(place_bytes) as usize;
+    pub(crate) fn new(engines: &Engines, served: &Served, parallel: usize) -> Self {
+        let place_bytes = engines.place_bytes(served.kv_dtype).max(1);
+        let overhead = engines.request_bytes().div_ceil(place_bytes) as usize;
         Self { places: served.context_len, overhead, parallel: parallel.max(1) }
     }
 }
@@ -67,7 +69,7 @@ pub(crate) struct Slots {
     /// Oldest first.
     active: Vec<Active>,
     /// Least recently used first.
-    idle: Vec<Sequence<Session>>,
+    idle: Vec<Sequence<Answering>>,
     /// Memory is short: one request at a time, no room to spare, nothing kept.
     is_tight: bool,
 }
@@ -94,7 +96,8 @@ impl Slots {
 
     /// Takes a request in.
     pub(crate) fn admit(&mut self, generation: Generation<StreamDecoder>, sink: EventSink) {
-        self.active.push(Active { generation, sequence: None, sink, started: Instant::now() });
+        let (started, drafted) = (Instant::now(), DraftCounts::default());
+        self.active.push(Active { generation, sequence: None, sink, started, drafted });
     }
 
     /// Says whether memory is short.
@@ -128,7 +131,7 @@ impl Slots {
     /// Moves every request on by one step, and returns those that have ended.
     pub(crate) fn turn(
         &mut self,
-        engine: &Engine,
+        engines: &Engines,
         served: &Served,
         tick: &dyn Fn(),
         must_end: &dyn Fn() -> bool,
@@ -136,17 +139,18 @@ impl Slots {
         let mut ended = Vec::new();
         let mut idx = 0;
         while idx < self.active.len() {
-            let result = self.move_on(idx, engine, served, tick, must_end);
+            let result = self.move_on(idx, engines, served, tick, must_end);
             match result {
                 None => idx += 1,
                 Some(result) => {
-                    let Active { sequence, sink, started, .. } = self.active.remove(idx);
+                    let Active { sequence, sink, started, drafted, .. } = self.active.remove(idx);
                     self.idle.extend(sequence.filter(|sequence| !sequence.tokens().is_empty()));
                     let kept = if self.is_tight { 0 } else { self.limits.parallel };
                     while kept < self.idle.len() {
                         self.idle.remove(0);
                     }
-                    ended.push(Ended { result, sink, seconds: started.elapsed().as_secs_f64() });
+                    let drafted = engines.draft.is_some().then_some(drafted);
+                    ended.push(Ended { result, sink, seconds: started.elapsed().as_secs_f64(), drafted });
                 }
             }
         }
@@ -157,7 +161,7 @@ impl Slots {
     fn move_on(
         &mut self,
         idx: usize,
-        engine: &Engine,
+        engines: &Engines,
         served: &Served,
         tick: &dyn Fn(),
         must_end: &dyn Fn() -> bool,
@@ -167,13 +171,13 @@ impl Slots {
             return Some(Ok(cancelled()));
         }
         // The step of a request that is over only tells how far it came.
-        let room = if is_over { Ok(Room::Yes) } else { self.make_room(idx, engine, served) };
+        let room = if is_over { Ok(Room::Yes) } else { self.make_room(idx, engines, served) };
         match room {
             Ok(Room::Yes) => {}
             Ok(Room::Wait) => return None,
             Err(error) => return Some(Err(error)),
         }
-        let Active { generation, sequence, sink, .. } = &mut self.active[idx];
+        let Active { generation, sequence, sink, drafted, .. } = &mut self.active[idx];
         let sequence_now = sequence.as_mut()?;
         let cancelled = || {
             tick();
@@ -185,6 +189,7 @@ impl Slots {
         };
         let step =
             catch_unwind(AssertUnwindSafe(|| generation.step(sequence_now, &cancelled, &mut on_event)));
+        *drafted += sequence_now.model_mut().take_counts();
         match step {
             Ok(Ok(Step::More)) => None,
             Ok(Ok(Step::Finished(finished))) => Some(Ok(finished)),
@@ -207,7 +212,7 @@ impl Slots {
     }
 
     /// Sees to it that the request has a cache with places for its next step.
-    fn make_room(&mut self, idx: usize, engine: &Engine, served: &Served) -> Result<Room, ServiceError> {
+    fn make_room(&mut self, idx: usize, engines: &Engines, served: &Served) -> Result<Room, ServiceError> {
         if self.active[idx].sequence.is_none() {
             if self.waits_for_a_prefix(idx) {
                 return Ok(Room::Wait);
@@ -246,7 +251,7 @@ impl Slots {
         }
         match &mut self.active[idx].sequence {
             Some(sequence) => sequence.model_mut().resize(places)?,
-            None => self.active[idx].sequence = Some(self.start(idx, places, engine, served)?),
+            None => self.active[idx].sequence = Some(self.start(idx, places, engines, served)?),
         }
         debug_assert!(kept <= places);
         Ok(Room::Yes)
@@ -261,11 +266,11 @@ impl Slots {
         &self,
         idx: usize,
         places: usize,
-        engine: &Engine,
+        engines: &Engines,
         served: &Served,
-    ) -> Result<Sequence<Session>, ServiceError> {
+    ) -> Result<Sequence<Answering>, ServiceError> {
         let wanted = self.active[idx].generation.tokens();
-        let shared = |sequence: &&Sequence<Session>| sequence.common_prefix(wanted);
+        let shared = |sequence: &&Sequence<Answering>| sequence.common_prefix(wanted);
         let others = self.active.iter().filter_map(|active| active.sequence.as_ref()).chain(&self.idle);
         if let Some(model) = others.max_by_key(shared) {
             let n_shared = model.common_prefix(wanted).min(places);
@@ -274,7 +279,7 @@ impl Slots {
                 return Ok(Sequence::holding(fork, wanted[..n_shared].to_vec()));
             }
         }
-        Ok(Sequence::new(engine.session(places, served.kv_dtype)?))
+        Ok(Sequence::new(engines.session(places, served.kv_dtype)?))
     }
 
     /// True while an older request reads a piece of the prompt that this one could copy.

@@ -3,6 +3,7 @@
 use crate::ServiceError;
 use crate::budget::{Budget, plan_file};
 use crate::catalog::resolve_model;
+use crate::drafting::check_precision;
 use crate::handle::ServiceHandle;
 use crate::opened::open_file;
 use crate::ops::{precision, threads};
@@ -35,7 +36,7 @@ impl Service {
             tracing::warn!("{warning}");
         }
         let n_threads = threads(options.n_threads, &budget)?;
-        precision(options.precision.as_deref(), Precision::Int8)?;
+        let precision = precision(options.precision.as_deref(), Precision::Int8)?;
         check_method(&options.prune.method)?;
         options.prune.plan.request()?;
         options.prune.calibration.fit_tokens()?;
@@ -43,6 +44,10 @@ impl Service {
         if let Some(text) = &options.model {
             let path = resolve_model(text, &options.state_dir)?;
             plan_file(&open_file(&path)?, budget.bytes(), &options.prune.plan)?;
+        }
+        if let Some(text) = &options.draft {
+            check_precision(precision)?;
+            open_file(&resolve_model(text, &options.state_dir)?)?;
         }
         let response = options.pressure;
         let shared = Arc::new(Shared::new(options, store, budget.bytes(), n_threads));

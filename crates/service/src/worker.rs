@@ -1,19 +1,20 @@
 //! The compute thread: owns the engine, the session and the jobs. Takes commands, sends events.
 
 use crate::ServiceError;
-use crate::api::{EmbeddingView, GenerationEvent, MetricsView, ModelView, PlanView, Readiness};
+use crate::api::{DraftView, EmbeddingView, GenerationEvent, MetricsView, ModelView, PlanView, Readiness};
 use crate::budget::{PlanSettings, plan_view, summarize};
-use crate::catalog::{Known, all_models, find_model};
-use crate::convert::{error_chain, internal};
+use crate::catalog::{Known, all_models, find_model, resolve_model};
+use crate::convert::{error_chain, internal, invalid};
+use crate::drafting::{Draft, Engines};
 use crate::hints::{MemoryPressure, Pacer};
 use crate::opened::OpenModel;
-use crate::ops::{build_engine, precision};
+use crate::ops::{CacheNeed, build_engine, precision};
 use crate::queue::Next;
 use crate::served::{PreparedRequest, Served, longest_token_bytes, reply_decoder};
 use crate::shared::{Control, Request, Shared, Swap};
 use crate::slots::{Ended, SlotLimits, Slots};
 use secateur_engine::{Engine, Precision};
-use secateur_generate::{FinishReason, Finished, Generation};
+use secateur_generate::{DraftCounts, FinishReason, Finished, Generation};
 use secateur_memory::{PlanRequest, PressureStep, Storage, format_bytes};
 use secateur_model::{PlanAction, PrunePlan, WeightSource};
 use secateur_model_file::ModelFile;
@@ -29,7 +30,7 @@ const STEP_NEURONS: usize = 32;
 /// The model that answers.
 pub(crate) struct Loaded {
     served: Arc<Served>,
-    engine: Engine,
+    engines: Engines,
     slots: Slots,
     file: ModelFile,
     pacer: Pacer,
@@ -64,6 +65,9 @@ impl Loaded {
         }
         if PressureStep::GiveBackPages <= step {
             self.file.give_back_all();
+            if let Some(draft) = &self.engines.draft {
+                draft.file.give_back_all();
+            }
         }
     }
 }
@@ -202,7 +206,10 @@ impl Worker {
         let hold = known.entry.as_ref().map(|id| shared.store().hold(id)).transpose()?;
         let precision = precision(shared.options().precision.as_deref(), Precision::Int8)?;
         let pool = Arc::new(ThreadPool::new(shared.n_threads()));
-        let engine = build_engine(&model, pool)?.with_precision(precision);
+        let base = build_engine(&model, pool)?.with_precision(precision);
+        let (draft, draft_view) = self.draft_for(&base, &model, known, fit);
+        let footprint_bytes = fit.footprint.total_bytes() + draft.as_ref().map_or(0, |draft| draft.bytes);
+        let engines = Engines { base, draft };
         let (tokenizer, vocab_size) = (model.tokenizer().clone(), model.file().config().vocab_size);
         let served = Arc::new(Served {
             max_token_bytes: longest_token_bytes(&tokenizer, vocab_size),
@@ -210,17 +217,17 @@ impl Worker {
             tokenizer,
             model: ModelView { active: true, ..known.view.clone() },
             plan,
+            draft: draft_view,
             context_len: fit.context_len,
             kv_dtype: fit.kv_dtype,
             vocab_size,
         });
-        let limits = SlotLimits::new(engine.config(), &served, shared.options().parallel);
+        let limits = SlotLimits::new(&engines, &served, shared.options().parallel);
         let slots = Slots::new(limits);
         shared.set_served(Some(served.clone()));
-        let footprint_bytes = fit.footprint.total_bytes();
         self.loaded = Some(Loaded {
             served,
-            engine,
+            engines,
             slots,
             file: model.file().clone(),
             pacer: Pacer::new(),
@@ -238,6 +245,64 @@ impl Worker {
             "ready"
         );
         Ok(())
+    }
+
+    /// The draft of the options for a model that was planned as `fit`, and what is said of it.
+    fn draft_for(
+        &self,
+        engine: &Engine,
+        model: &OpenModel,
+        known: &Known,
+        fit: &PrunePlan,
+    ) -> (Option<Draft>, Option<DraftView>) {
+        let Some(name) = &self.shared.options().draft else { return (None, None) };
+        let view = DraftView { model: name.clone(), bytes: 0, unused: None };
+        match self.open_draft(name, engine, model, known, fit) {
+            Ok(draft) => {
+                let bytes = draft.bytes;
+                (Some(draft), Some(DraftView { bytes, ..view }))
+            }
+            Err(error) => {
+                let why = error_chain(&error);
+                tracing::warn!(draft = name, why, "the draft is not used");
+                (None, Some(DraftView { unused: Some(why), ..view }))
+            }
+        }
+    }
+
+    fn open_draft(
+        &self,
+        name: &str,
+        engine: &Engine,
+        model: &OpenModel,
+        known: &Known,
+        fit: &PrunePlan,
+    ) -> Result<Draft, ServiceError> {
+        let path = resolve_model(name, &self.shared.options().state_dir)?;
+        if path == known.path {
+            return Err(invalid("draft", "is the model itself"));
+        }
+        let need = CacheNeed {
+            context_len: fit.context_len,
+            kv_dtype: fit.kv_dtype,
+            smaller_by: "context",
+            precision: engine.precision(),
+            extra_bytes: 0,
+        };
+        let mut draft = Draft::new(engine, model, &OpenModel::open(&path)?, &need)?;
+        let needed = fit.footprint.total_bytes() + draft.bytes;
+        if self.shared.budget_bytes() < needed {
+            let message = format!(
+                "the model and {name} beside it need {} ({needed} bytes), the memory budget is {}",
+                format_bytes(needed),
+                format_bytes(self.shared.budget_bytes()),
+            );
+            return Err(ServiceError::Refused { message, smallest_budget_bytes: Some(needed) });
+        }
+        let entries = self.shared.store().list()?.entries;
+        let entry = entries.iter().find(|entry| entry.model_path() == path);
+        draft._hold = entry.map(|entry| self.shared.store().hold(&entry.id)).transpose()?;
+        Ok(draft)
     }
 
     /// Finishes the requests that were made for the model, then lets go of it: its caches, its mapping, its entry.
@@ -361,12 +426,12 @@ pub(crate) fn serve_round(shared: &Shared, loaded: &mut Loaded) -> bool {
     if loaded.slots.n_active() == 0 {
         return false;
     }
-    let Loaded { served, engine, slots, .. } = loaded;
-    let ended = slots.turn(engine, served, &|| shared.tick(), &|| shared.drained());
-    for Ended { result, sink, seconds } in ended {
+    let Loaded { served, engines, slots, .. } = loaded;
+    let ended = slots.turn(engines, served, &|| shared.tick(), &|| shared.drained());
+    for Ended { result, sink, seconds, drafted } in ended {
         let mut counters = shared.counters();
         counters.request_took(seconds);
-        let event = finish(shared, &mut counters.view, result);
+        let event = finish(shared, &mut counters.view, result, drafted);
         drop(counters);
         sink.send(event);
     }
@@ -388,7 +453,7 @@ fn take_request(shared: &Shared, loaded: &mut Loaded, request: Request) {
             match Generation::new(request, decoder, grammar, served.vocab_size, served.context_len) {
                 Ok(generation) => loaded.slots.admit(generation, sink),
                 Err(error) => {
-                    let event = finish(shared, &mut shared.counters().view, Err(error.into()));
+                    let event = finish(shared, &mut shared.counters().view, Err(error.into()), None);
                     sink.send(event);
                 }
             }
@@ -404,7 +469,7 @@ fn take_request(shared: &Shared, loaded: &mut Loaded, request: Request) {
                 shared.tick();
                 reply.is_closed() || shared.drained()
             };
-            let session = loaded.engine.session(tokens.len(), loaded.served.kv_dtype);
+            let session = loaded.engines.base.session(tokens.len(), loaded.served.kv_dtype);
             let values = session.and_then(|mut session| session.embed(&tokens, &cancelled));
             let view = values.map(|values| EmbeddingView { values, prompt_tokens: tokens.len() });
             let mut counters = shared.counters();
@@ -438,7 +503,11 @@ fn finish(
     shared: &Shared,
     view: &mut MetricsView,
     result: Result<Finished, ServiceError>,
+    drafted: Option<DraftCounts>,
 ) -> GenerationEvent {
+    let DraftCounts { guessed, accepted, .. } = drafted.unwrap_or_default();
+    view.draft_tokens_total += guessed;
+    view.draft_accepted_tokens_total += accepted;
     match result {
         Ok(Finished { reason, stop_string, usage, timings }) => {
             view.prompt_tokens_total += usage.prompt_tokens as u64;
@@ -452,7 +521,7 @@ fn finish(
                 // Nobody reads this unless the service is what ended the request.
                 return GenerationEvent::Failed(shared.end_reason());
             }
-            GenerationEvent::Finished { reason, stop_string, usage, timings }
+            GenerationEvent::Finished { reason, stop_string, usage, timings, drafted }
         }
         Err(error) => {
             view.requests_failed_total += 1;

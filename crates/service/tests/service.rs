@@ -570,3 +570,101 @@ async fn a_job_that_a_stop_interrupts_goes_on_after_the_next_start() {
     handle.shutdown(Duration::from_secs(5)).await;
     service.join();
 }
+
+/// Text and counts of guesses of four requests at the same time, and of one more with what they left.
+async fn answers(running: &Running) -> (Vec<String>, Vec<Option<(u64, u64)>>) {
+    let prompts = ["Once upon a time", "Once upon a time", "The quick brown fox", "ab"];
+    let ask = |prompt: &str| {
+        let request = CompletionRequest { prompt: Prompt::Text(prompt.into()), ..endless(40) };
+        running.handle.complete(&request).unwrap()
+    };
+    let streams: Vec<_> = prompts.iter().map(|prompt| ask(prompt)).collect();
+    let (mut texts, mut counts) = (Vec::new(), Vec::new());
+    for stream in streams {
+        let reply = read(stream).await;
+        let GenerationEvent::Finished { drafted, .. } = reply.end else { panic!("{:?}", reply.end) };
+        texts.push(reply.text);
+        counts.push(drafted.map(|counts| (counts.guessed, counts.accepted)));
+    }
+    texts.push(read(ask("Once upon a time there")).await.text);
+    (texts, counts)
+}
+
+#[tokio::test]
+async fn a_draft_changes_the_speed_of_answers_and_nothing_else() {
+    // Sure enough of something to guess.
+    let sure = TinyModel { logit_scale: 8.0, ..tiny() };
+    let alone = start_with(&sure, |_| {}).await;
+    let (want, counts) = answers(&alone).await;
+    assert_eq!(counts, [None; 4]);
+    assert_eq!(alone.handle.status().model.unwrap().draft, None);
+    alone.stop().await;
+
+    let dir = tempfile::tempdir().unwrap();
+    let narrow = TinyLayer { heads: 4, kv_heads: 2, intermediate_size: 64 };
+    for (name, draft) in
+        [("the model", sure.clone()), ("narrow", TinyModel { layers: vec![narrow; 6], ..sure.clone() })]
+    {
+        let path = draft.write_to(dir.path());
+        let running =
+            start_with(&sure, |options| options.draft = Some(path.to_str().unwrap().to_owned())).await;
+        let view = running.handle.status().model.unwrap().draft.unwrap();
+        assert_eq!((view.unused, 0 < view.bytes), (None, true), "{name}");
+        let (texts, counts) = answers(&running).await;
+        assert_eq!(texts, want, "{name}");
+        let (guessed, accepted) = counts.into_iter().flatten().fold((0, 0), |a, b| (a.0 + b.0, a.1 + b.1));
+        assert!(accepted <= guessed, "{name}");
+        assert!(name != "the model" || 60 < accepted, "{name}: {accepted} of {guessed}");
+        let metrics = running.handle.metrics();
+        assert!(guessed <= metrics.draft_tokens_total && accepted <= metrics.draft_accepted_tokens_total);
+        running.stop().await;
+    }
+}
+
+#[tokio::test]
+async fn a_draft_that_cannot_be_used_is_refused_or_named() {
+    let dir = tempfile::tempdir().unwrap();
+    let other = tiny().write_to(dir.path());
+    let mut bytes = std::fs::read(&other).unwrap();
+    let at = bytes.windows(13).position(|text| text == b"<|endoftext|>").unwrap();
+    bytes[at + 2] = b'E';
+    std::fs::write(&other, bytes).unwrap();
+    let running = start(|options| options.draft = Some(other.to_str().unwrap().to_owned())).await;
+    let why = running.handle.status().model.unwrap().draft.unwrap().unused.unwrap();
+    assert!(why.contains("vocabulary"), "{why}");
+    let request = endless(3);
+    assert!(matches!(
+        read(running.handle.complete(&request).unwrap()).await.end,
+        GenerationEvent::Finished { .. }
+    ));
+    running.stop().await;
+
+    // The model fits alone, not with a second one beside it.
+    let dir = tempfile::tempdir().unwrap();
+    let draft = tiny().write_to(dir.path());
+    let needed = {
+        let running = start(|_| {}).await;
+        let needed = running.handle.status().model.unwrap().plan.unwrap().footprint.total_bytes;
+        running.stop().await;
+        needed
+    };
+    let running = start(|options| {
+        options.draft = Some(draft.to_str().unwrap().to_owned());
+        options.memory_budget = (needed + 4096).to_string();
+    })
+    .await;
+    let view = running.handle.status().model.unwrap().draft.unwrap();
+    assert!(view.unused.unwrap().contains("memory budget"));
+    running.stop().await;
+
+    for (draft, precision, want) in
+        [("missing.gguf", "int8", "missing.gguf"), (draft.to_str().unwrap(), "f32", "int8")]
+    {
+        let dir = tempfile::tempdir().unwrap();
+        let mut options = options(&dir, &tiny());
+        options.draft = Some(draft.to_owned());
+        options.precision = Some(precision.to_owned());
+        let error = Service::start(options).unwrap_err().to_string();
+        assert!(error.contains(want), "{error}");
+    }
+}

@@ -70,6 +70,8 @@ pub struct TinyModel {
     pub rope_theta: f32,
     /// Divisors of the rotary frequencies, `[head_dim / 2]`.
     pub rope_factors: Option<Vec<f32>>,
+    /// Factor of all logits: random models are sure of nothing unless it is large.
+    pub logit_scale: f32,
     /// Seed of all weights.
     pub seed: u64,
 }
@@ -88,6 +90,7 @@ impl Default for TinyModel {
             context_length: 256,
             rope_theta: 10_000.0,
             rope_factors: None,
+            logit_scale: 1.0,
             seed: 1,
         }
     }
@@ -141,7 +144,7 @@ impl TinyModel {
         for (layer_idx, layer) in self.layers.iter().enumerate() {
             self.put_layer(&mut gguf, &mut rng, layer_idx, layer);
         }
-        gguf.tensors.push(norm(&mut rng, "output_norm.weight", hidden));
+        gguf.tensors.push(norm(&mut rng, "output_norm.weight", hidden, self.logit_scale));
         if self.head == Head::Separate {
             gguf.tensors.push(matrix(&mut rng, table_dtype, "output.weight", vocab, hidden));
         }
@@ -222,10 +225,10 @@ impl TinyModel {
             linear(rng, "ffn_down", hidden, width, all);
         }
         if 0 < layer.heads {
-            gguf.tensors.push(norm(rng, &name("attn_norm.weight"), hidden));
+            gguf.tensors.push(norm(rng, &name("attn_norm.weight"), hidden, 1.0));
         }
         if 0 < width {
-            gguf.tensors.push(norm(rng, &name("ffn_norm.weight"), hidden));
+            gguf.tensors.push(norm(rng, &name("ffn_norm.weight"), hidden, 1.0));
         }
     }
 }
@@ -235,8 +238,8 @@ fn vector(name: &str, values: &[f32]) -> GgufTensor {
     GgufTensor { name: name.to_owned(), dims: vec![values.len() as u64], type_id: 0, offset: None, data }
 }
 
-fn norm(rng: &mut Rng, name: &str, len: usize) -> GgufTensor {
-    let values: Vec<f32> = (0..len).map(|_| 1.0 + 0.1 * rng.normal()).collect();
+fn norm(rng: &mut Rng, name: &str, len: usize, scale: f32) -> GgufTensor {
+    let values: Vec<f32> = (0..len).map(|_| scale * (1.0 + 0.1 * rng.normal())).collect();
     vector(name, &values)
 }
 

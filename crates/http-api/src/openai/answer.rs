@@ -12,7 +12,7 @@ use crate::sse::{EventSource, json_event, respond};
 use axum::Json;
 use axum::response::sse::Event;
 use axum::response::{IntoResponse, Response};
-use secateur_service::api::{FinishReason, GenerationEvent, Timings, TokenLogprobsView, Usage};
+use secateur_service::api::{DraftCounts, FinishReason, GenerationEvent, Timings, TokenLogprobsView, Usage};
 use serde_json::{Value, json};
 use std::collections::VecDeque;
 use std::sync::Arc;
@@ -64,8 +64,8 @@ impl TotalUsage {
 }
 
 /// Speed of one choice: llama-server's names, and the two latencies.
-fn timings_object(usage: &Usage, timings: &Timings) -> Value {
-    json!({
+fn timings_object(usage: &Usage, timings: &Timings, drafted: Option<DraftCounts>) -> Value {
+    let mut object = json!({
         "cache_n": usage.cached_tokens,
         "prompt_n": usage.prompt_tokens.saturating_sub(usage.cached_tokens),
         "prompt_ms": timings.prefill_ms,
@@ -75,7 +75,12 @@ fn timings_object(usage: &Usage, timings: &Timings) -> Value {
         "predicted_per_second": timings.tokens_per_s,
         "ttft_ms": timings.ttft_ms,
         "tpot_ms": timings.tpot_ms,
-    })
+    });
+    if let Some(DraftCounts { guessed, accepted, .. }) = drafted {
+        object["draft_n"] = guessed.into();
+        object["draft_n_accepted"] = accepted.into();
+    }
+    object
 }
 
 /// The name of a reason, or the error behind an end that nobody asked for.
@@ -147,7 +152,7 @@ async fn whole<E: Events<GenerationEvent>, S: Shape>(
         metrics.observe_generation(&done.timings);
         objects.push(shape.whole(choice_idx, &done.text, &done.logprobs, reason));
         if choice_idx == 0 {
-            first_timings = timings_object(&done.usage, &done.timings);
+            first_timings = timings_object(&done.usage, &done.timings, done.drafted);
         }
     }
     let mut body = envelope.object(S::WHOLE, objects);
@@ -163,6 +168,7 @@ struct Done {
     reason: FinishReason,
     usage: Usage,
     timings: Timings,
+    drafted: Option<DraftCounts>,
 }
 
 async fn collect<E: Events<GenerationEvent>>(events: &mut E) -> Result<Done, ApiError> {
@@ -175,8 +181,8 @@ async fn collect<E: Events<GenerationEvent>>(events: &mut E) -> Result<Done, Api
                 text.push_str(&more);
                 logprobs.extend(more_logprobs);
             }
-            GenerationEvent::Finished { reason, usage, timings, .. } => {
-                return Ok(Done { text, logprobs, reason, usage, timings });
+            GenerationEvent::Finished { reason, usage, timings, drafted, .. } => {
+                return Ok(Done { text, logprobs, reason, usage, timings, drafted });
             }
             GenerationEvent::Failed(error) => return Err(error.into()),
         }
@@ -245,16 +251,18 @@ impl<E: Events<GenerationEvent>, S: Shape> ChunkSource<E, S> {
                     self.push_chunk(choice, None);
                 }
             }
-            Some(GenerationEvent::Finished { reason, usage, timings, .. }) => match reason_name(reason) {
-                Ok(reason) => self.finish_choice(reason, usage, &timings),
-                Err(error) => self.fail(&error),
-            },
+            Some(GenerationEvent::Finished { reason, usage, timings, drafted, .. }) => {
+                match reason_name(reason) {
+                    Ok(reason) => self.finish_choice(reason, usage, &timings, drafted),
+                    Err(error) => self.fail(&error),
+                }
+            }
             Some(GenerationEvent::Failed(error)) => self.fail(&error.into()),
             None => self.fail(&broken_off()),
         }
     }
 
-    fn finish_choice(&mut self, reason: &str, usage: Usage, timings: &Timings) {
+    fn finish_choice(&mut self, reason: &str, usage: Usage, timings: &Timings, drafted: Option<DraftCounts>) {
         self.open();
         self.total.add(usage, self.choice_idx.is_multiple_of(self.plan.n_per_prompt));
         self.shared.metrics.observe_generation(timings);
@@ -264,7 +272,7 @@ impl<E: Events<GenerationEvent>, S: Shape> ChunkSource<E, S> {
             self.push_chunk(choice, None);
         }
         if let Some(choice) = end {
-            self.push_chunk(choice, Some(timings_object(&usage, timings)));
+            self.push_chunk(choice, Some(timings_object(&usage, timings, drafted)));
         }
         self.choices.pop_front();
         self.choice_idx += 1;

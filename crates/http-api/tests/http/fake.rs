@@ -4,7 +4,7 @@ use axum::body::Body;
 use axum::http::{HeaderMap, Request, StatusCode, header};
 use secateur_http_api::{App, Backend, Events, HttpOptions};
 use secateur_service::api::{
-    ChatMessage, ChatRequest, CompletionRequest, EmbeddingView, FinishReason, GenerationEvent,
+    ChatMessage, ChatRequest, CompletionRequest, DraftCounts, EmbeddingView, FinishReason, GenerationEvent,
     GenerationParams, JobEvent, JobEventKind, JobId, JobState, JobView, LimitView, MemoryView, MetricsView,
     ModelKind, ModelView, PlanQuery, PlanView, ProgressView, Prompt, PruneQuery, Readiness, ServedView,
     StatusView, Timings, TokenLogprobView, TokenLogprobsView, Usage,
@@ -107,7 +107,13 @@ impl Fake {
                 prompt_tokens_per_s: 200.0,
                 tokens_per_s: 200.0,
             };
-            let finished = |reason| GenerationEvent::Finished { reason, stop_string: None, usage, timings };
+            let finished = |reason| GenerationEvent::Finished {
+                reason,
+                stop_string: None,
+                usage,
+                timings,
+                drafted: Some(DraftCounts { rounds: 3, guessed: 5, accepted: 2 }),
+            };
             match script.end {
                 End::Stop => events.push_back(finished(FinishReason::Stop)),
                 End::Length => events.push_back(finished(FinishReason::Length)),
@@ -246,7 +252,13 @@ impl Backend for Fake {
 
     fn status(&self) -> StatusView {
         let readiness = self.readiness();
-        let served = ServedView { model: model(), context_len: 128, kv_dtype: "f16".to_owned(), plan: None };
+        let served = ServedView {
+            model: model(),
+            context_len: 128,
+            kv_dtype: "f16".to_owned(),
+            plan: None,
+            draft: None,
+        };
         StatusView {
             version: "0.0.0".to_owned(),
             model: readiness.is_ready().then_some(served),

@@ -41,6 +41,7 @@ async fn a_chat_is_answered_whole() {
     );
     assert_eq!(body["timings"]["ttft_ms"], 25.0);
     assert_eq!(body["timings"]["prompt_n"], 4);
+    assert_eq!((&body["timings"]["draft_n"], &body["timings"]["draft_n_accepted"]), (&json!(5), &json!(2)));
 }
 
 #[tokio::test]

@@ -1,13 +1,14 @@
 //! Text from a prompt, once.
 
-use super::run::{CacheNeed, RunOptions, build_engine, engine_within, footprint};
+use super::run::{CacheNeed, RunOptions, engine_within};
 use crate::ServiceError;
 use crate::api::{ChatMessage, GenerationParams};
 use crate::budget::resident_bytes;
-use crate::convert::{invalid, text_error};
+use crate::convert::text_error;
+use crate::drafting::{Draft, draft_bytes};
 use crate::opened::OpenModel;
 use crate::served::{chat_tokens, generate_request};
-use secateur_engine::{Engine, Precision, Session};
+use secateur_engine::Precision;
 use secateur_generate::{DraftCounts, Drafted, GenerateEvent, Sequence};
 use secateur_model::{KvDType, WeightSource};
 use secateur_tokenizer::AddSpecial;
@@ -139,11 +140,7 @@ pub fn generate(
         precision: Precision::Int8,
         extra_bytes: 0,
     };
-    // A draft has weights, a cache and buffers of its own, but shares the program.
-    let draft_bytes = options.draft.as_ref().map(|draft| {
-        let needed = footprint(draft, &need)?;
-        Ok::<_, ServiceError>(needed.total_bytes() - needed.runtime_bytes)
-    });
+    let draft_bytes = options.draft.as_ref().map(|draft| draft_bytes(draft, &need));
     let need = CacheNeed { extra_bytes: draft_bytes.transpose()?.unwrap_or(0), ..need };
     let engine = engine_within(model, &options.run, &need)?;
     let session = engine.session(context_len, need.kv_dtype)?;
@@ -158,7 +155,11 @@ pub fn generate(
     };
     let cancelled = || cancel.load(Ordering::Relaxed);
     let mut decoder = tokenizer.stream_decoder();
-    let (finished, draft) = match draft_session(model, options, &engine, context_len)? {
+    let draft = options.draft.as_ref().map(|draft| {
+        let draft = Draft::new(&engine, model, draft, &need)?;
+        Ok::<_, ServiceError>(draft.session(context_len, need.kv_dtype)?)
+    });
+    let (finished, draft) = match draft.transpose()? {
         None => (Sequence::new(session).generate(&request, &mut decoder, &cancelled, &mut on_event)?, None),
         Some(draft) => {
             let mut sequence = Sequence::new(Drafted::new(session, draft));
@@ -179,34 +180,4 @@ pub fn generate(
         seed: request.sampling.seed,
         rss_peak_bytes: resident_bytes().1,
     })
-}
-
-/// A session of the draft, if there is one, on as many threads as the base's.
-fn draft_session(
-    model: &OpenModel,
-    options: &GenerateOptions,
-    engine: &Engine,
-    context_len: usize,
-) -> Result<Option<Session>, ServiceError> {
-    let Some(draft) = &options.draft else { return Ok(None) };
-    if !same_vocabulary(model, draft) {
-        let message = "has another vocabulary than the model: a draft must be a pruned form of it";
-        return Err(invalid("draft", message));
-    }
-    if engine.precision() != Precision::Int8 {
-        let message =
-            "needs --precision int8: only then is a token computed alike alone and with its guesses";
-        return Err(invalid("draft", message));
-    }
-    // Both never compute at once, so they share the threads.
-    let draft = build_engine(draft, engine.pool())?.with_precision(engine.precision());
-    Ok(Some(draft.session(context_len, options.run.kv_dtype(KvDType::F16)?)?))
-}
-
-fn same_vocabulary(model: &OpenModel, draft: &OpenModel) -> bool {
-    let (a, b) = (model.tokenizer(), draft.tokenizer());
-    let len = model.file().config().vocab_size;
-    let ids = 0..u32::try_from(len).unwrap_or(u32::MAX);
-    len == draft.file().config().vocab_size
-        && ids.into_iter().all(|id| a.token_bytes(id) == b.token_bytes(id))
 }

@@ -30,5 +30,5 @@ pub use models::{DamagedModel, ModelsReport, VerifyReport, list_models, remove_m
 pub use own_text::{OwnTextReport, OwnTextRequest, own_text};
 pub use prune::{PlanReport, PruneFileReport, PruneFileRequest, plan, prune_to_file};
 pub use run::RunOptions;
-pub(crate) use run::{build_engine, precision, threads};
+pub(crate) use run::{CacheNeed, build_engine, footprint, precision, threads};
 pub use tasks::{TasksReport, TasksRequest, eval_tasks};
