@@ -12,7 +12,7 @@ use crate::budget::resident_bytes;
 use crate::calibration::read_text;
 use crate::convert::{data_error, invalid, text_error};
 use crate::opened::OpenModel;
-use secateur_engine::{Precision, Session};
+use secateur_engine::{MAX_EACH, Precision, Session};
 use secateur_generate::token_logprobs;
 use secateur_model::{KvDType, WeightSource};
 use secateur_tokenizer::{AddSpecial, Tokenizer};
@@ -197,9 +197,11 @@ fn score_item(session: &mut Session, item: &Encoded, cancel: &AtomicBool) -> Res
     for choice in &item.choices {
         session.truncate(common);
         let mut sum = logprob(&first, choice[common]);
-        for pair in choice[common..].windows(2) {
-            let logits = session.extend(&pair[..1], &cancelled)?;
-            sum += logprob(logits, pair[1]);
+        let (read, scored) = (&choice[common..choice.len() - 1], &choice[common + 1..]);
+        for (read, scored) in read.chunks(MAX_EACH).zip(scored.chunks(MAX_EACH)) {
+            let logits = session.extend_each(read, &cancelled)?;
+            let rows = logits.chunks_exact(logits.len() / read.len());
+            sum += rows.zip(scored).map(|(row, &token)| logprob(row, token)).sum::<f64>();
         }
         scores.push(sum);
     }
