@@ -8,7 +8,8 @@ use crate::layer::{check_shape, require_vector};
 use secateur_model::{WeightId, WeightRole, WeightSource};
 use secateur_tensor::WeightMatrix;
 use secateur_tensor::kernels::{
-    MatmulMode, MatmulScratch, Precision, Projection, Store, ThreadPool, all_finite, matmul_each, rms_norm,
+    MatmulMode, MatmulScratch, Precision, Projection, Store, ThreadPool, all_finite, matmul_each, max,
+    rms_norm, sum_exp, sum_exp_gap,
 };
 use std::sync::Arc;
 
@@ -79,13 +80,12 @@ impl LogSumExp {
     const EMPTY: Self = Self { max: f32::NEG_INFINITY, sum: 0.0 };
 
     fn add(&mut self, logits: &[f32]) {
-        let block_max = logits.iter().copied().fold(f32::NEG_INFINITY, f32::max);
+        let block_max = max(logits);
         if self.max < block_max {
             self.sum *= f64::from(self.max - block_max).exp();
             self.max = block_max;
         }
-        let block: f32 = logits.iter().map(|&logit| (logit - self.max).exp()).sum();
-        self.sum += f64::from(block);
+        self.sum += f64::from(sum_exp(logits, self.max));
     }
 
     fn get(&self) -> f64 {
@@ -112,8 +112,7 @@ impl KlSums {
             self.weighted *= f64::from(self.reference - reference).exp();
             self.reference = reference;
         }
-        let gap = |(t, s): (&f32, &f32)| (t - reference).exp() * (t - s);
-        self.weighted += f64::from(teacher.iter().zip(student).map(gap).sum::<f32>());
+        self.weighted += f64::from(sum_exp_gap(teacher, student, reference));
     }
 
     fn get(&self, teacher: &LogSumExp) -> f64 {

@@ -16,7 +16,9 @@ use crate::overlay::{LayerWeights, OverlaySource, read_layer, write_layer};
 use crate::projection::{Projection, Wanted, accumulate, numeric, settle_sums};
 use crate::registry::Method;
 use crate::rounding::{Feedback, feeds_back, is_coarse};
-use crate::speed::{attention_pass_flops, first_pass_flops, normed_sums_flops, second_pass_flops};
+use crate::speed::{
+    attention_flops, attention_pass_flops, first_pass_flops, normed_sums_flops, second_pass_flops,
+};
 use crate::stats::LayerStats;
 use crate::streams::Side;
 use secateur_engine::{LayerRunner, Sublayer};
@@ -100,7 +102,9 @@ pub(crate) fn prune_layer(
             report.intermediate_size = width;
             report.num_key_value_heads = kv_groups;
             let rewriting = Rewriting::new(job, method, before);
-            let mut layer = LayerAtWork { job: &mut *job, layer_idx, shape, rewriting, has_file: false };
+            let mids = Mids::default();
+            let mut layer =
+                LayerAtWork { job: &mut *job, layer_idx, shape, rewriting, has_file: false, mids };
             student.put_memory(layer_idx, shape, layer.weights()?);
             layer.rewrite_inputs(&mut student, Sublayer::Attn)?;
             let refits = kv_groups != 0 && layer.rewrites(WeightRole::OProj)?;
@@ -114,7 +118,7 @@ pub(crate) fn prune_layer(
             let is_narrowed = width < shape.intermediate_size;
             let refits = width != 0 && layer.rewrites(WeightRole::DownProj)?;
             let cut = (is_narrowed || refits).then_some(method);
-            let stats = first_pass(layer.job, layer_idx, &student, cut)?;
+            let stats = first_pass(layer.job, layer_idx, &student, cut, &mut layer.mids)?;
             // Nothing of the layer but its down projection is needed while the large systems are solved.
             source.give_back_layer(layer_idx);
             student.put_memory(layer_idx, shape, LayerWeights::new());
@@ -152,6 +156,41 @@ struct LayerAtWork<'j, 'r> {
     rewriting: Rewriting,
     /// New matrices of it lie in [`WORK_FILE`].
     has_file: bool,
+    mids: Mids,
+}
+
+/// The hidden states after a layer's attention that are known: those of so many windows from the first. They lie where
+/// the next layer's input will, so attention runs once for all who ask.
+#[derive(Clone, Copy, Debug, Default)]
+struct Mids {
+    teacher: usize,
+    student: usize,
+}
+
+impl Mids {
+    /// Reads the states of a window after the attention that `runner` runs.
+    fn read(
+        &mut self,
+        job: &mut Job<'_>,
+        (side, runner): (Side, &LayerRunner),
+        (layer_idx, window_idx): (LayerIdx, usize),
+        rows: &mut [f32],
+    ) -> Result<(), PruneError> {
+        let known = match side {
+            Side::Teacher => &mut self.teacher,
+            Side::Student => &mut self.student,
+        };
+        if window_idx < *known {
+            return job.streams.read(side, layer_idx + 1, window_idx, rows);
+        }
+        job.streams.read(side, layer_idx, window_idx, rows)?;
+        advance(job, runner, Sublayer::Attn, rows)?;
+        job.streams.write(side, layer_idx + 1, window_idx, rows)?;
+        *known = window_idx + 1;
+        let layer = job.request.source.config().layers[layer_idx];
+        job.count("calibrate", attention_flops(job, &layer));
+        Ok(())
+    }
 }
 
 /// Where the new matrices of a layer lie until the last of them is made.
@@ -239,7 +278,8 @@ impl LayerAtWork<'_, '_> {
             return Ok(());
         }
         let share = self.rewriting.drifted;
-        let Some(sums) = normed_sums(self.job, layer_idx, student, sublayer, share.is_some())? else {
+        let sums = normed_sums(self.job, layer_idx, student, sublayer, share.is_some(), &mut self.mids)?;
+        let Some(sums) = sums else {
             return Ok(());
         };
         let from = Instant::now();
@@ -277,7 +317,7 @@ impl LayerAtWork<'_, '_> {
     ) -> Result<Vec<usize>, PruneError> {
         let (source, layer_idx) = (self.job.request.source.clone(), self.layer_idx);
         let projection = Projection::of_attention(source.config(), layer_idx);
-        let mut stats = attention_stats(self.job, projection, student, method)?;
+        let mut stats = attention_stats(self.job, projection, student, method, &mut self.mids)?;
         source.give_back_layer(layer_idx);
         student.put_memory(layer_idx, self.shape, LayerWeights::new());
         let from = Instant::now();
@@ -286,6 +326,7 @@ impl LayerAtWork<'_, '_> {
         student.put_memory(layer_idx, self.shape, self.weights()?);
         self.keep(cut_attention(student, layer_idx, &pruned.kept, pruned.recovered())?)?;
         self.shape = narrowed(self.shape, self.shape.intermediate_size, keep);
+        self.mids.student = 0;
         student.put_memory(layer_idx, self.shape, self.weights()?);
         self.job.clock("solve", from);
         Ok(pruned.kept)
@@ -321,6 +362,7 @@ fn normed_sums(
     student: &OverlaySource,
     sublayer: Sublayer,
     with_teacher: bool,
+    mids: &mut Mids,
 ) -> Result<Option<NormedSums>, PruneError> {
     let from = Instant::now();
     let n_in = student.config().hidden_size;
@@ -334,26 +376,24 @@ fn normed_sums(
     let (mut normed, mut wanted) = (rows.clone(), rows.clone());
     for window_idx in 0..job.set.n_fit() {
         job.check_cancel()?;
-        let mut read = |side, runner: &LayerRunner, normed: &mut Vec<f32>| {
-            job.streams.read(side, layer_idx, window_idx, &mut rows)?;
-            if sublayer == Sublayer::Mlp {
-                advance(job, runner, Sublayer::Attn, &mut rows)?;
+        let mut read = |job: &mut Job<'_>, side, runner: &LayerRunner, normed: &mut Vec<f32>| {
+            match sublayer {
+                Sublayer::Attn => job.streams.read(side, layer_idx, window_idx, &mut rows)?,
+                Sublayer::Mlp => mids.read(job, (side, runner), (layer_idx, window_idx), &mut rows)?,
             }
             Ok::<bool, PruneError>(runner.normed(sublayer, &rows, normed))
         };
-        if !read(Side::Student, &runner, &mut normed)? {
+        if !read(job, Side::Student, &runner, &mut normed)? {
             return Ok(None);
         }
         gram_accumulate(&job.pool, &normed, n_in, &mut gram);
         if let Some(teacher) = &teacher {
-            read(Side::Teacher, teacher, &mut wanted)?;
+            read(job, Side::Teacher, teacher, &mut wanted)?;
             cross_accumulate(&job.pool, &normed, &wanted, n_in, n_in, &mut cross);
         }
     }
     mirror_upper(&mut gram, n_in);
-    let attn_runs = if sublayer == Sublayer::Mlp { 1 + usize::from(with_teacher) } else { 0 };
-    let layer = source.config().layers[layer_idx];
-    job.count("calibrate", normed_sums_flops(job, &layer, attn_runs, with_teacher));
+    job.count("calibrate", normed_sums_flops(job, with_teacher));
     job.clock("calibrate", from);
     Ok(Some(NormedSums { n_in, gram, cross }))
 }
@@ -365,6 +405,7 @@ fn attention_stats(
     projection: Projection,
     student: &OverlaySource,
     method: &Method,
+    mids: &mut Mids,
 ) -> Result<LayerStats, PruneError> {
     let from = Instant::now();
     let (source, layer_idx) = (job.request.source.clone(), projection.layer_idx);
@@ -372,25 +413,20 @@ fn attention_stats(
     let student_runner = LayerRunner::new(student, layer_idx, job.pool.clone())?;
     let mut stats = projection.stats(method);
     let mut rows = vec![0.0; WINDOW_LEN * projection.n_out];
+    let (side, runner) = match method.width.inputs() {
+        InputSource::Dense => (Side::Teacher, &teacher_runner),
+        InputSource::PrunedPrefix => (Side::Student, &student_runner),
+    };
+    let has_target = side == Side::Student && method.teacher.is_some();
+    let mut target = vec![0.0; if has_target { rows.len() } else { 0 }];
     for window_idx in 0..job.set.n_fit() {
         job.check_cancel()?;
-        let mut run = |side, runner: &LayerRunner| {
-            job.streams.read(side, layer_idx, window_idx, &mut rows)?;
-            runner.run(Sublayer::Attn, &rows).map_err(PruneError::from)
-        };
-        let run = match method.width.inputs() {
-            InputSource::Dense => run(Side::Teacher, &teacher_runner)?.map(|run| (run, None)),
-            InputSource::PrunedPrefix => {
-                let teacher = match method.teacher {
-                    Some(_) => run(Side::Teacher, &teacher_runner)?,
-                    None => None,
-                };
-                run(Side::Student, &student_runner)?.map(|run| (run, teacher))
-            }
-        };
-        if let Some((run, teacher)) = run {
-            let wanted =
-                teacher.as_ref().map(|teacher| Wanted { before: &rows, teacher_after: teacher.output() });
+        if has_target {
+            mids.read(job, (Side::Teacher, &teacher_runner), (layer_idx, window_idx), &mut target)?;
+        }
+        job.streams.read(side, layer_idx, window_idx, &mut rows)?;
+        if let Some(run) = runner.run(Sublayer::Attn, &rows)? {
+            let wanted = has_target.then_some(Wanted { before: &rows, teacher_after: &target });
             accumulate(job, layer_idx, run.inner(), wanted, &mut stats)?;
         }
     }
@@ -406,6 +442,7 @@ fn first_pass(
     layer_idx: LayerIdx,
     student: &OverlaySource,
     method: Option<&Method>,
+    mids: &mut Mids,
 ) -> Result<Option<LayerStats>, PruneError> {
     let from = Instant::now();
     let source = job.request.source.clone();
@@ -418,8 +455,7 @@ fn first_pass(
     for window_idx in 0..job.set.n_windows() {
         job.check_cancel()?;
         let is_fit = window_idx < job.set.n_fit();
-        job.streams.read(Side::Teacher, layer_idx, window_idx, &mut rows)?;
-        advance(job, &teacher_runner, Sublayer::Attn, &mut rows)?;
+        mids.read(job, (Side::Teacher, &teacher_runner), (layer_idx, window_idx), &mut rows)?;
         let dense_method = method.filter(|method| method.width.inputs() == InputSource::Dense && is_fit);
         if let (Some(_), Some(stats)) = (dense_method, &mut stats) {
             collect(job, layer_idx, &teacher_runner, &rows, None, stats)?;
@@ -428,13 +464,11 @@ fn first_pass(
         job.streams.write(Side::Teacher, layer_idx + 1, window_idx, &rows)?;
         let teacher_next = std::mem::take(&mut rows);
         rows = vec![0.0; WINDOW_LEN * hidden_size];
-        job.streams.read(Side::Student, layer_idx, window_idx, &mut rows)?;
-        advance(job, &student_runner, Sublayer::Attn, &mut rows)?;
+        mids.read(job, (Side::Student, &student_runner), (layer_idx, window_idx), &mut rows)?;
         let own_method = method.filter(|method| method.width.inputs() == InputSource::PrunedPrefix && is_fit);
         if let (Some(_), Some(stats)) = (own_method, &mut stats) {
             collect(job, layer_idx, &student_runner, &rows, Some(&teacher_next), stats)?;
         }
-        job.streams.write(Side::Student, layer_idx + 1, window_idx, &rows)?;
     }
     if let Some(stats) = &mut stats {
         settle_sums(job, stats)?;

@@ -22,7 +22,7 @@ use std::sync::atomic::AtomicBool;
 use std::time::Instant;
 
 /// Part of every fingerprint: a change that alters results makes old work folders useless.
-const ALGORITHM_VERSION: u32 = 5;
+const ALGORITHM_VERSION: u32 = 6;
 
 /// Shares of a job, by stage: where each one ends.
 const EMBED_END: f64 = 0.01;

@@ -7,6 +7,7 @@ use crate::job::{Job, LayerReport};
 use crate::methods::{NEURON_STEP, Needs};
 use crate::registry::Method;
 use crate::stats::LayerStats;
+use crate::sweep::TOGETHER;
 use secateur_model::LayerConfig;
 use serde::{Deserialize, Serialize};
 
@@ -54,36 +55,34 @@ fn mlp_flops(job: &Job<'_>, width: usize) -> f64 {
     (6 * job.request.source.config().hidden_size * width) as f64
 }
 
+/// One window through an attention.
+pub(crate) fn attention_flops(job: &Job<'_>, layer: &LayerConfig) -> Work {
+    Work { tokens: 0.0, flops: WINDOW_LEN as f64 * attn_flops(job, layer) }
+}
+
+/// The teacher's MLP, and the sums of the student's.
 pub(crate) fn first_pass_flops(job: &Job<'_>, layer: &LayerConfig, method: Option<&Method>) -> Work {
     let (d, k) = (job.request.source.config().hidden_size as f64, layer.intermediate_size as f64);
     let tokens = (job.set.n_windows() * WINDOW_LEN) as f64;
     let fit_tokens = job.set.fit_tokens() as f64;
-    let forward = 2.0 * attn_flops(job, layer) + mlp_flops(job, layer.intermediate_size);
+    let forward = mlp_flops(job, layer.intermediate_size);
     let collected = method.map_or(0.0, |method| 4.0 * d * k + collected_flops(method, d, k));
     Work { tokens, flops: tokens * forward + fit_tokens * collected }
 }
 
-/// Attention of teacher (where its output is a target) and student, and the sums of the output projection's inputs.
+/// An attention whose output projection's inputs are added up, and these sums.
 pub(crate) fn attention_pass_flops(job: &Job<'_>, layer: &LayerConfig, method: &Method) -> Work {
     let config = job.request.source.config();
     let (d, k) = (config.hidden_size as f64, (layer.num_attention_heads * config.head_dim) as f64);
     let tokens = job.set.fit_tokens() as f64;
-    let runs = 1.0 + f64::from(u8::from(method.teacher.is_some()));
-    let forward = runs * attn_flops(job, layer);
-    Work { tokens, flops: tokens * (forward + collected_flops(method, d, k)) }
+    Work { tokens, flops: tokens * (attn_flops(job, layer) + collected_flops(method, d, k)) }
 }
 
-/// What the matrices read that read normed hidden states: passes through the attention that are needed to know, and
-/// the sums.
-pub(crate) fn normed_sums_flops(
-    job: &Job<'_>,
-    layer: &LayerConfig,
-    attn_runs: usize,
-    has_cross: bool,
-) -> Work {
+/// The sums of what the matrices read that read normed hidden states.
+pub(crate) fn normed_sums_flops(job: &Job<'_>, has_cross: bool) -> Work {
     let (d, tokens) = (job.request.source.config().hidden_size as f64, job.set.fit_tokens() as f64);
     let sums = d * (d + 1.0) + if has_cross { 2.0 * d * d } else { 0.0 };
-    Work { tokens, flops: tokens * (attn_runs as f64 * attn_flops(job, layer) + sums) }
+    Work { tokens, flops: tokens * sums }
 }
 
 /// Per token: the sums of a projection `[d, k]`.
@@ -122,6 +121,13 @@ fn removal_flops(k: f64, d: f64, kept: f64) -> f64 {
         flops += 2.0 * step * left.max(0.0) * (left.max(0.0) + d);
     }
     flops
+}
+
+/// The logits of all copies, and those of the untouched window for each [`TOGETHER`] of them.
+pub(crate) fn divergence_flops(job: &Job<'_>, n_copies: usize, positions: usize) -> Work {
+    let config = job.request.source.config();
+    let n_runs = (n_copies + n_copies.div_ceil(TOGETHER)) * positions;
+    Work { tokens: 0.0, flops: 2.0 * n_runs as f64 * (config.hidden_size * config.vocab_size) as f64 }
 }
 
 /// One layer of the damage sweep: `n_windows` windows pass, `n_curve` of them are added up.

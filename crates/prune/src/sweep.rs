@@ -18,13 +18,14 @@ use crate::pipeline::measured_share;
 use crate::projection::{Projection, accumulate, fit_problem, numeric, settle_sums};
 use crate::refit::{Damping, refit};
 use crate::select::{Quadratic, Removal, RemovalOptions, Round, remove_units};
-use crate::speed::sweep_flops;
+use crate::speed::{divergence_flops, sweep_flops};
 use crate::spill::Spill;
 use crate::stats::LayerStats;
 use crate::streams::Side;
 use crate::widths::WidthGrid;
 use secateur_engine::{Head, LayerRunner, Sublayer};
-use secateur_tensor::kernels::heap::release_free_heap;
+use secateur_model::LayerConfig;
+use secateur_tensor::kernels::heap::{ReusedBlocks, release_free_heap};
 use secateur_tensor::kernels::{GemmArgs, MatMut, MatRef, gemm};
 use serde::{Deserialize, Serialize};
 use std::time::Instant;
@@ -35,6 +36,8 @@ const CURVE_WINDOWS: usize = 8;
 const DAMAGE_POSITIONS: usize = 256;
 /// Layers, evenly spread, that are measured when there are more.
 const MEASURED_LAYERS: usize = 32;
+/// Copies whose logits are taken together: the untouched ones are computed once for all of them.
+pub(crate) const TOGETHER: usize = 4;
 /// Of this many KV groups one leaves to measure the damage.
 const GROUPS_PER_REMOVED: usize = 4;
 
@@ -115,6 +118,7 @@ pub(crate) fn sweep(job: &mut Job<'_>, damping: Damping) -> Result<Vec<LayerDama
         Spill::open(&job.work.file(name), hidden_size).map_err(|error| job.io_error(name, error))
     };
     let spills = [open(SPILL_NAMES[0])?, open(SPILL_NAMES[1])?];
+    let _reused = ReusedBlocks::up_to(window_buffer_bytes(job));
     let rows = vec![0.0; WINDOW_LEN * hidden_size];
     let mut state = Sweep { windows, damping, spills, layer_idx: 0, rows, n_copies: 0 };
     let mut damages: Vec<LayerDamage> = Vec::with_capacity(n_layers);
@@ -148,6 +152,7 @@ pub(crate) fn sweep(job: &mut Job<'_>, damping: Damping) -> Result<Vec<LayerDama
     }
     state.layer_idx = n_layers;
     let kl = state.divergences(job)?;
+    job.count("measure", divergence_flops(job, state.n_copies, DAMAGE_POSITIONS));
     let known: Vec<bool> = (0..n_layers).map(|layer_idx| is_measured(layer_idx, n_layers)).collect();
     let measured = damages.iter_mut().zip(&known).filter(|(_, known)| **known).map(|(damage, _)| damage);
     for (damage, measured) in measured.zip(kl.chunks_exact(COPIES)) {
@@ -160,6 +165,15 @@ pub(crate) fn sweep(job: &mut Job<'_>, damping: Damping) -> Result<Vec<LayerDama
     }
     job.clock("measure", from);
     Ok(damages)
+}
+
+/// The largest of the buffers that come and go with every window.
+fn window_buffer_bytes(job: &Job<'_>) -> usize {
+    let config = job.request.source.config();
+    let widest = |of: fn(&LayerConfig) -> usize| config.layers.iter().map(of).max().unwrap_or(0);
+    let q_width = widest(|layer| layer.num_attention_heads) * config.head_dim;
+    let inner = job.rung.mlp_rows * widest(|layer| layer.intermediate_size);
+    4 * inner.max(WINDOW_LEN * config.hidden_size.max(q_width))
 }
 
 /// Files of the sweep, by parity of the layer that reads them: as with the streams, a layer reads one and writes the
@@ -323,8 +337,6 @@ impl Sweep {
 
     /// Divergence of every copy from the untouched window.
     fn divergences(&mut self, job: &Job<'_>) -> Result<Vec<f64>, PruneError> {
-        /// Copies whose logits are taken together: the untouched ones are computed once for all of them.
-        const TOGETHER: usize = 4;
         let head = Head::new(job.request.source.as_ref())?.giving_back(job.request.source.clone());
         let hidden_size = job.request.source.config().hidden_size;
         let tail = (WINDOW_LEN - DAMAGE_POSITIONS) * hidden_size;

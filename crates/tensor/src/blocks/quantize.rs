@@ -1,6 +1,7 @@
 //! Quantisers: f32 to bytes, rounding as the reference implementation does.
 
 use crate::DType;
+use half::slice::HalfFloatSliceExt;
 use half::{bf16, f16};
 
 /// Why values could not be stored.
@@ -64,14 +65,19 @@ fn to_f32(values: &[f32], out: &mut [u8]) -> Option<usize> {
 }
 
 fn to_f16(values: &[f32], out: &mut [u8]) -> Option<usize> {
-    for (index, (word, value)) in out.as_chunks_mut::<2>().0.iter_mut().zip(values).enumerate() {
-        let half = f16::from_f32(*value);
-        if !half.is_finite() {
-            return Some(index);
+    const PIECE: usize = 256;
+    let mut buffer = [f16::ZERO; PIECE];
+    let mut finite = true;
+    // Pieces are converted as whole vectors.
+    for (words, values) in out.as_chunks_mut::<2>().0.chunks_mut(PIECE).zip(values.chunks(PIECE)) {
+        let halves = &mut buffer[..values.len()];
+        halves.convert_from_f32_slice(values);
+        for (word, half) in words.iter_mut().zip(halves) {
+            finite &= half.is_finite();
+            *word = half.to_le_bytes();
         }
-        *word = half.to_le_bytes();
     }
-    None
+    if finite { None } else { values.iter().position(|&value| !f16::from_f32(value).is_finite()) }
 }
 
 fn to_bf16(values: &[f32], out: &mut [u8]) -> Option<usize> {

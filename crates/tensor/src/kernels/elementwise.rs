@@ -219,6 +219,75 @@ impl Kernel for LogSumExp<'_> {
 }
 
 /// The greatest value that is not NaN; negative infinity for none.
+#[must_use]
+pub fn max(x: &[f32]) -> f32 {
+    Isa::detect().dispatch(Max(x))
+}
+
+pub(crate) struct Max<'a>(pub(crate) &'a [f32]);
+
+impl Kernel for Max<'_> {
+    type Output = f32;
+    #[inline(always)]
+    fn run<S: Simd>(self, simd: S) -> f32 {
+        max_body(simd, self.0)
+    }
+}
+
+/// `sum(exp(x - reference))`; NaN when there is one.
+#[must_use]
+pub fn sum_exp(x: &[f32], reference: f32) -> f32 {
+    Isa::detect().dispatch(SumExp { x, gap_to: None, reference })
+}
+
+/// `sum(exp(x - reference) * (x - y))`; NaN when there is one.
+/// # Panics
+/// When the lengths differ.
+#[must_use]
+pub fn sum_exp_gap(x: &[f32], y: &[f32], reference: f32) -> f32 {
+    Isa::detect().dispatch(SumExp { x, gap_to: Some(y), reference })
+}
+
+pub(crate) struct SumExp<'a> {
+    pub(crate) x: &'a [f32],
+    pub(crate) gap_to: Option<&'a [f32]>,
+    pub(crate) reference: f32,
+}
+
+impl SumExp<'_> {
+    #[inline(always)]
+    fn term<S: Simd>(&self, simd: S, x: S::F, y: S::F) -> S::F {
+        let value = exp_or_zero(simd, simd.sub(x, simd.splat(self.reference)));
+        if self.gap_to.is_some() { simd.mul(value, simd.sub(x, y)) } else { value }
+    }
+}
+
+impl Kernel for SumExp<'_> {
+    type Output = f32;
+    #[inline(always)]
+    fn run<S: Simd>(self, simd: S) -> f32 {
+        let x = self.x;
+        let weights = self.gap_to.unwrap_or(x);
+        assert_eq!(x.len(), weights.len(), "x and y differ in length");
+        let step = CHAINS * S::LANES;
+        let whole = x.len() / step * step;
+        let mut sums = [simd.splat(0.0); CHAINS];
+        for at in (0..whole).step_by(step) {
+            for (chain, sum) in sums.iter_mut().enumerate() {
+                let at = at + chain * S::LANES;
+                // SAFETY: `at + LANES` is within both.
+                let (x, y) = unsafe { (simd.load(x.as_ptr().add(at)), simd.load(weights.as_ptr().add(at))) };
+                *sum = simd.add(*sum, self.term(simd, x, y));
+            }
+        }
+        let mut total = simd.sum(simd.add(simd.add(sums[0], sums[1]), simd.add(sums[2], sums[3])));
+        for (x, y) in x[whole..].iter().zip(&weights[whole..]) {
+            total += simd.first(self.term(simd, simd.splat(*x), simd.splat(*y)));
+        }
+        total
+    }
+}
+
 #[inline(always)]
 fn max_body<S: Simd>(simd: S, x: &[f32]) -> f32 {
     let whole = x.len() / S::LANES * S::LANES;

@@ -34,7 +34,8 @@ mod tests;
 
 pub use attention::{AttentionArgs, AttentionScratch, KvSlice, attention, attention_scratch_bytes};
 pub use elementwise::{
-    add_in_place, all_finite, argmax, axpy, dot, log_sum_exp, rms_norm, silu_mul, softmax_in_place,
+    add_in_place, all_finite, argmax, axpy, dot, log_sum_exp, max, rms_norm, silu_mul, softmax_in_place,
+    sum_exp, sum_exp_gap,
 };
 pub use gemm::{GemmArgs, cross_accumulate, gemm, gemm_scratch_bytes, gram_accumulate, mirror_upper};
 pub use isa::{KernelInfo, active_isa};

@@ -58,6 +58,7 @@ fn run_everything(pool: &ThreadPool) {
     rms_norm(pool, &x, &y, 1e-5, &mut out);
     silu_mul(pool, &mut out, &y);
     softmax_in_place(&mut out);
+    assert!(sum_exp_gap(&x, &y, max(&x)).is_finite() && sum_exp(&x, max(&x)).is_finite());
     add_in_place(&mut out, &y);
     assert!(all_finite(&out) && argmax(&out).is_some());
     assert!(log_sum_exp(&x).is_finite() && dot(&x, &y).is_finite());

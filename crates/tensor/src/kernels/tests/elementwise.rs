@@ -1,6 +1,6 @@
 use super::{ODD, assert_close, everywhere, noise};
 use crate::kernels::elementwise::{
-    Argmax, Axpy, Dot, LogSumExp, Softmax, exp_in_place, rms_norm_on, silu_mul_on,
+    Argmax, Axpy, Dot, LogSumExp, Max, Softmax, SumExp, exp_in_place, rms_norm_on, silu_mul_on,
 };
 use crate::kernels::exp::{MAX_ARGUMENT, MAX_RELATIVE_ERROR, MIN_ARGUMENT, exp};
 use crate::kernels::isa::{Isa, Kernel};
@@ -202,4 +202,29 @@ fn values_that_are_not_finite_are_found_anywhere() {
             }
         }
     });
+}
+
+#[test]
+fn sums_of_exponentials_agree_with_plain_sums() {
+    for n in ODD {
+        let (x, y) = (noise(61, n), noise(62, n));
+        let max = x.iter().copied().fold(f32::NEG_INFINITY, f32::max);
+        let exp = |x: f32| f64::from(x - max).exp();
+        let sum: f64 = x.iter().map(|&x| exp(x)).sum();
+        let gap: f64 = x.iter().zip(&y).map(|(&x, &y)| exp(x) * f64::from(x - y)).sum();
+        let scale: f64 = 1.0 + x.iter().zip(&y).map(|(&x, &y)| exp(x) * f64::from(x - y).abs()).sum::<f64>();
+        for isa in Isa::all() {
+            assert_eq!(isa.dispatch(Max(&x)).to_bits(), max.to_bits(), "{} {n}", isa.name());
+            let got = isa.dispatch(SumExp { x: &x, gap_to: None, reference: max });
+            assert!((f64::from(got) - sum).abs() < 1e-5 * (1.0 + sum), "{} {n}: {got} {sum}", isa.name());
+            let got = isa.dispatch(SumExp { x: &x, gap_to: Some(&y), reference: max });
+            assert!((f64::from(got) - gap).abs() < 1e-5 * scale, "{} {n}: {got} {gap}", isa.name());
+            if let Some(last) = x.len().checked_sub(1) {
+                let mut broken = x.clone();
+                broken[last] = f32::NAN;
+                assert!(isa.dispatch(SumExp { x: &broken, gap_to: None, reference: max }).is_nan());
+                assert!(isa.dispatch(SumExp { x: &x, gap_to: Some(&broken), reference: max }).is_nan());
+            }
+        }
+    }
 }
