@@ -24,8 +24,7 @@ use crate::stats::LayerStats;
 use crate::streams::Side;
 use crate::widths::WidthGrid;
 use secateur_engine::{Head, LayerRunner, Sublayer};
-use secateur_model::LayerConfig;
-use secateur_tensor::kernels::heap::{ReusedBlocks, release_free_heap};
+use secateur_tensor::kernels::heap::release_free_heap;
 use secateur_tensor::kernels::{GemmArgs, MatMut, MatRef, gemm};
 use serde::{Deserialize, Serialize};
 use std::time::Instant;
@@ -118,7 +117,6 @@ pub(crate) fn sweep(job: &mut Job<'_>, damping: Damping) -> Result<Vec<LayerDama
         Spill::open(&job.work.file(name), hidden_size).map_err(|error| job.io_error(name, error))
     };
     let spills = [open(SPILL_NAMES[0])?, open(SPILL_NAMES[1])?];
-    let _reused = ReusedBlocks::up_to(window_buffer_bytes(job));
     let rows = vec![0.0; WINDOW_LEN * hidden_size];
     let mut state = Sweep { windows, damping, spills, layer_idx: 0, rows, n_copies: 0 };
     let mut damages: Vec<LayerDamage> = Vec::with_capacity(n_layers);
@@ -165,15 +163,6 @@ pub(crate) fn sweep(job: &mut Job<'_>, damping: Damping) -> Result<Vec<LayerDama
     }
     job.clock("measure", from);
     Ok(damages)
-}
-
-/// The largest of the buffers that come and go with every window.
-fn window_buffer_bytes(job: &Job<'_>) -> usize {
-    let config = job.request.source.config();
-    let widest = |of: fn(&LayerConfig) -> usize| config.layers.iter().map(of).max().unwrap_or(0);
-    let q_width = widest(|layer| layer.num_attention_heads) * config.head_dim;
-    let inner = job.rung.mlp_rows * widest(|layer| layer.intermediate_size);
-    4 * inner.max(WINDOW_LEN * config.hidden_size.max(q_width))
 }
 
 /// Files of the sweep, by parity of the layer that reads them: as with the streams, a layer reads one and writes the

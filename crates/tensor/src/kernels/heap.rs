@@ -5,7 +5,7 @@
 //! fixed threshold hands every large block back to the system at once.
 
 use std::alloc::{GlobalAlloc, Layout, System};
-use std::sync::atomic::{AtomicBool, AtomicUsize, Ordering};
+use std::sync::atomic::{AtomicUsize, Ordering};
 
 /// The system's allocator with a count of the blocks it gave out: for tests of what must not allocate.
 #[derive(Debug, Default)]
@@ -63,58 +63,18 @@ const TRIM_THRESHOLD_BYTES: libc::c_int = 1 << 20;
 #[cfg(all(target_os = "linux", target_env = "gnu"))]
 const ARENAS: libc::c_int = 2;
 
-/// Whether [`return_large_blocks`] was called.
-static RETURNS_LARGE_BLOCKS: AtomicBool = AtomicBool::new(false);
-
 /// Makes freed large blocks leave the process. Call once, before threads start; does nothing where the system's
 /// allocator needs no such help.
 pub fn return_large_blocks() {
-    RETURNS_LARGE_BLOCKS.store(true, Ordering::Relaxed);
     #[cfg(all(target_os = "linux", target_env = "gnu"))]
-    {
-        set(libc::M_ARENA_MAX, ARENAS);
-        set(libc::M_MMAP_THRESHOLD, MMAP_THRESHOLD_BYTES);
-        set(libc::M_TRIM_THRESHOLD, TRIM_THRESHOLD_BYTES);
-    }
-}
-
-#[cfg(all(target_os = "linux", target_env = "gnu"))]
-fn set(parameter: libc::c_int, value: libc::c_int) {
-    // SAFETY: mallopt takes two integers and touches only the allocator's own settings, under its lock; an
-    // unknown parameter is refused by its return value and changes nothing.
-    unsafe { libc::mallopt(parameter, value) };
-}
-
-/// While this lives, blocks up to a size stay in the heap when they are freed, until [`release_free_heap`] is called.
-///
-/// For loops that ask for the same buffers again and again: the system clears every page that it hands out, which took
-/// a quarter of the calling thread's time in a damage sweep. What is free stays resident, so nothing large may be made
-/// meanwhile without a release before. Undone when dropped; does nothing without
-/// [`return_large_blocks`].
-#[derive(Debug)]
-pub struct ReusedBlocks(());
-
-impl ReusedBlocks {
-    /// Keeps blocks of up to `bytes`, and at most eight times as many free bytes.
-    #[must_use]
-    pub fn up_to(bytes: usize) -> Self {
-        #[cfg(all(target_os = "linux", target_env = "gnu"))]
-        if RETURNS_LARGE_BLOCKS.load(Ordering::Relaxed) {
-            // The allocator's own greatest threshold is 32 MiB.
-            let bytes = bytes.clamp(256 << 10, 16 << 20) as libc::c_int;
-            set(libc::M_MMAP_THRESHOLD, bytes);
-            set(libc::M_TRIM_THRESHOLD, 8 * bytes);
-        }
-        Self(())
-    }
-}
-
-impl Drop for ReusedBlocks {
-    fn drop(&mut self) {
-        if RETURNS_LARGE_BLOCKS.load(Ordering::Relaxed) {
-            return_large_blocks();
-            release_free_heap();
-        }
+    for (parameter, value) in [
+        (libc::M_MMAP_THRESHOLD, MMAP_THRESHOLD_BYTES),
+        (libc::M_TRIM_THRESHOLD, TRIM_THRESHOLD_BYTES),
+        (libc::M_ARENA_MAX, ARENAS),
+    ] {
+        // SAFETY: mallopt takes two integers and touches only the allocator's own settings, under its lock; an
+        // unknown parameter is refused by its return value and changes nothing.
+        unsafe { libc::mallopt(parameter, value) };
     }
 }
 
