@@ -1,9 +1,10 @@
 //! Rows of the K formats with a few tokens of bytes: as [`super::rows`], for blocks of eight groups that keep their scales
 //! together.
 
+use super::GROUP;
 use super::inputs::QuantizedRows;
 use super::panels::{MAX_GROUPS, PanelFormat, Scales};
-use super::{GROUP, ROW_TOKENS};
+use super::rows::{Dots, each_row};
 use crate::kernels::isa::Kernel;
 use crate::kernels::out::OutPtr;
 use crate::kernels::simd::{Bits, MAX_LANES, Simd};
@@ -165,59 +166,31 @@ impl Kernel for BlockRows<'_> {
     fn run<S: Simd>(self, simd: S) {
         assert!(self.rows.end <= self.weight.n_rows(), "rows out of range");
         assert_eq!(self.inputs.n_in, self.weight.n_cols(), "inputs are not [n_tokens, n_cols]");
+        let (rows, n_tokens) = (self.rows.clone(), self.inputs.n_tokens);
         match self.weight.dtype() {
-            DType::Q4_K => self.format(simd, Q4K),
-            DType::Q5_K => self.format(simd, Q5K),
-            DType::Q6_K => self.format(simd, Q6K),
+            DType::Q4_K => each_row::<S, _, 2>(simd, &(&self, Q4K), rows, n_tokens),
+            DType::Q5_K => each_row::<S, _, 2>(simd, &(&self, Q5K), rows, n_tokens),
+            DType::Q6_K => each_row::<S, _, 2>(simd, &(&self, Q6K), rows, n_tokens),
             dtype => unreachable!("{dtype} rows are not read here"),
         }
     }
 }
 
-impl BlockRows<'_> {
-    #[inline(always)]
-    fn format<S: Simd, F: BlockFormat>(&self, simd: S, _: F) {
-        match self.inputs.n_tokens {
-            1 => self.tokens::<S, F, 2, 1>(simd),
-            2 => self.tokens::<S, F, 2, 2>(simd),
-            3 => self.tokens::<S, F, 1, 3>(simd),
-            4 => self.tokens::<S, F, 1, 4>(simd),
-            5 => self.tokens::<S, F, 1, 5>(simd),
-            6 => self.tokens::<S, F, 1, 6>(simd),
-            7 => self.tokens::<S, F, 1, 7>(simd),
-            ROW_TOKENS => self.tokens::<S, F, 1, ROW_TOKENS>(simd),
-            n => unreachable!("{n} tokens in a row product"),
-        }
-    }
-
-    #[inline(always)]
-    fn tokens<S: Simd, F: BlockFormat, const R: usize, const T: usize>(&self, simd: S) {
-        let mut row = self.rows.start;
-        while row < self.rows.end {
-            if row + R <= self.rows.end {
-                self.dots::<S, F, R, T>(simd, row);
-                row += R;
-            } else {
-                self.dots::<S, F, 1, T>(simd, row);
-                row += 1;
-            }
-        }
-    }
-
-    /// The same operations in the same order for each row and token, however many come together.
+impl<F: BlockFormat> Dots for (&BlockRows<'_>, F) {
     // Indices keep the sums in registers; iterators spill them.
     #[inline(always)]
-    fn dots<S: Simd, F: BlockFormat, const R: usize, const T: usize>(&self, simd: S, row: usize) {
-        let rows: [*const u8; R] = std::array::from_fn(|r| self.weight.row(row + r).as_ptr());
-        let quants: [*const i8; T] = std::array::from_fn(|t| self.inputs.quants(t));
-        let scales: [*const f32; T] = std::array::from_fn(|t| self.inputs.scales(t));
-        let halves: [*const f32; T] = std::array::from_fn(|t| self.inputs.halves(t));
+    fn dots<S: Simd, const R: usize, const T: usize>(&self, simd: S, row: usize) {
+        let BlockRows { weight, inputs, out, accumulate, .. } = self.0;
+        let rows: [*const u8; R] = std::array::from_fn(|r| weight.row(row + r).as_ptr());
+        let quants: [*const i8; T] = std::array::from_fn(|t| inputs.quants(t));
+        let scales: [*const f32; T] = std::array::from_fn(|t| inputs.scales(t));
+        let halves: [*const f32; T] = std::array::from_fn(|t| inputs.halves(t));
         let mut sums = [[simd.splat(0.0); T]; R];
         let mut offsets = [[simd.splat(0.0); T]; R];
         let mut own = [0.0; 2 * GROUPS];
         let mut factors = [[0.0; 2 * GROUPS]; T];
         let step_bytes = R * F::BYTES;
-        for block in 0..self.inputs.n_in / (GROUPS * GROUP) {
+        for block in 0..inputs.n_in / (GROUPS * GROUP) {
             simd.prefetch_ahead(rows[0], block * step_bytes..(block + 1) * step_bytes);
             let pairs = block * 2 * GROUPS;
             for r in 0..R {
@@ -266,8 +239,8 @@ impl BlockRows<'_> {
                 // and this row to this task alone.
                 unsafe {
                     let value = simd.sum(simd.fma(offsets[r][t], simd.load(minus.as_ptr()), sums[r][t]));
-                    let out = self.out.at(t * self.weight.n_rows() + row + r);
-                    *out = if self.accumulate { *out + value } else { value };
+                    let out = out.at(t * weight.n_rows() + row + r);
+                    *out = if *accumulate { *out + value } else { value };
                 }
             }
         }

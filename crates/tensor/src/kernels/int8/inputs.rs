@@ -1,4 +1,4 @@
-//! Activations as bytes, in the two orders in which kernels read them.
+//! Activations as bytes, in the orders in which kernels read them.
 //!
 //! Each group of 32 gets `scale = max|x| / 127` and `q = round(x / scale)`; beside it lies `scale * sum(q)`, the factor of
 //! the weights' offsets, also of half a group, for weights with a step for each 16. A group with NaN or infinity gets a
@@ -7,7 +7,7 @@
 use super::GROUP;
 use crate::kernels::isa::Kernel;
 use crate::kernels::out::OutPtr;
-use crate::kernels::simd::Simd;
+use crate::kernels::simd::{MAX_LANES, Simd};
 use std::ops::Range;
 
 /// Tokens side by side in a strip.
@@ -17,18 +17,36 @@ pub(crate) const STRIP: usize = 8;
 /// bytes in both halves, `[2]` of 16 bits.
 pub(crate) const STRIP_VALUES: usize = STRIP * GROUP / 4 + 3 * STRIP;
 
-/// A few tokens, row by row.
+/// A few tokens, row by row, and once more in steps for [`super::rows`].
+///
+/// A step covers the groups that fill a register with four lanes each. It has five vectors: the bytes of the first halves of
+/// its groups, those of the second halves, and for each group minus the sum of its bytes as an integer in one of its lanes, the
+/// scale in all, and the sum in one. The last step ends where the row ends; what steps before it cover has a scale of 0 there.
 #[derive(Clone, Copy)]
 pub(crate) struct QuantizedRows<'a> {
     buffer: &'a [f32],
     pub(crate) n_tokens: usize,
     pub(crate) n_in: usize,
+    /// Lanes of the vectors of a step: four when a row has fewer groups than a step of this set.
+    pub(crate) lanes: usize,
+    steps_start: usize,
 }
 
+/// Vectors of a step.
+pub(crate) const VECTORS: usize = 5;
+
+/// Bytes at whose multiples steps begin, so that no vector lies in two cache lines.
+const ALIGN_BYTES: usize = 64;
+
 impl QuantizedRows<'_> {
-    /// f32 values of the buffer: bytes, scales and sums, sums of halves.
+    /// The most f32 values of the buffer: bytes, scales and sums, sums of halves; steps.
     pub(crate) fn n_values(n_tokens: usize, n_in: usize) -> usize {
-        n_tokens * n_in / GROUP * (GROUP / 4 + 4)
+        let n_groups = (n_in / GROUP).next_multiple_of(MAX_LANES / 4);
+        n_tokens * (Self::row_values(n_in) + n_groups * 4 * VECTORS) + ALIGN_BYTES / 4
+    }
+
+    fn row_values(n_in: usize) -> usize {
+        n_in / GROUP * (GROUP / 4 + 4)
     }
 
     /// The bytes of one token.
@@ -55,6 +73,53 @@ impl QuantizedRows<'_> {
         let start = self.n_tokens * self.n_in / 4 + nth * n_values;
         self.buffer[start..start + n_values].as_ptr()
     }
+
+    /// Steps of a token.
+    #[inline(always)]
+    pub(crate) fn n_steps(&self) -> usize {
+        (self.n_in / GROUP).div_ceil(self.lanes / 4)
+    }
+
+    /// The group that a step begins with.
+    #[inline(always)]
+    pub(crate) fn first_group(&self, step: usize) -> usize {
+        (step * self.lanes / 4).min(self.n_in / GROUP - self.lanes / 4)
+    }
+
+    /// Writes one group of a token to its steps.
+    #[inline(always)]
+    fn put(&self, group: usize, quants: &[f32], rounded: Rounded, steps: &mut [f32]) {
+        let Rounded { scale, sum, sums } = rounded;
+        let minus = (-(sums[0] + sums[1])) as i32;
+        let per_step = self.lanes / 4;
+        let own = group / per_step;
+        for step in [own, self.n_steps() - 1] {
+            let Some(nth) = group.checked_sub(self.first_group(step)) else { continue };
+            let (scale, sum) = if step == own { (scale, sum) } else { (0.0, 0.0) };
+            let mut vectors = steps[step * VECTORS * self.lanes..][..VECTORS * self.lanes]
+                .chunks_exact_mut(self.lanes)
+                .map(|vector| &mut vector[4 * nth..4 * nth + 4]);
+            let mut put = |values: &[f32]| {
+                vectors.next().expect("five vectors").copy_from_slice(values);
+            };
+            put(&quants[..4]);
+            put(&quants[4..]);
+            put(&[f32::from_bits(minus.cast_unsigned()), 0.0, 0.0, 0.0]);
+            put(&[scale; 4]);
+            put(&[sum, 0.0, 0.0, 0.0]);
+            if step == self.n_steps() - 1 {
+                break;
+            }
+        }
+    }
+
+    /// The steps of one token: `[n_steps, 5, lanes]`.
+    #[inline(always)]
+    pub(crate) fn steps(&self, token: usize) -> *const f32 {
+        let n_values = self.n_steps() * VECTORS * self.lanes;
+        let start = self.steps_start + token * n_values;
+        self.buffer[start..start + n_values].as_ptr()
+    }
 }
 
 /// Rounds a few tokens, row by row.
@@ -72,19 +137,28 @@ impl<'a> Kernel for QuantizeRows<'a> {
     fn run<S: Simd>(self, simd: S) -> QuantizedRows<'a> {
         let Self { inputs, n_in, buffer } = self;
         let n_tokens = inputs.len() / n_in;
+        let row_values = n_tokens * QuantizedRows::row_values(n_in);
+        let skipped = buffer[row_values..].as_ptr().align_offset(ALIGN_BYTES).min(ALIGN_BYTES / 4);
+        let lanes = if n_in / GROUP < S::LANES / 4 { 4 } else { S::LANES };
+        let mut rows =
+            QuantizedRows { buffer: &[], n_tokens, n_in, lanes, steps_start: row_values + skipped };
         let (quants, scales) =
             buffer[..QuantizedRows::n_values(n_tokens, n_in)].split_at_mut(n_tokens * n_in / 4);
-        let (scales, halves) = scales.split_at_mut(scales.len() / 2);
+        let (scales, others) = scales.split_at_mut(n_tokens * n_in / GROUP * 2);
+        let (halves, steps) = others.split_at_mut(scales.len());
         let groups = inputs.chunks_exact(GROUP).zip(quants.chunks_exact_mut(GROUP / 4));
         let sums = scales.chunks_exact_mut(2).zip(halves.chunks_exact_mut(2));
-        for ((group, quants), (scales, halves)) in groups.zip(sums) {
+        let n_groups = n_in / GROUP;
+        for (nth, ((group, quants), (scales, halves))) in groups.zip(sums).enumerate() {
             // SAFETY: `group` has 32 values, and `quants` room for 32 bytes.
-            let Rounded { scale, sum, sums } =
-                unsafe { quantize(simd, group.as_ptr(), quants.as_mut_ptr().cast()) };
-            scales.copy_from_slice(&[scale, sum]);
-            halves.copy_from_slice(&sums.map(|sum| scale * sum));
+            let rounded = unsafe { quantize(simd, group.as_ptr(), quants.as_mut_ptr().cast()) };
+            scales.copy_from_slice(&[rounded.scale, rounded.sum]);
+            halves.copy_from_slice(&rounded.sums.map(|sum| rounded.scale * sum));
+            let steps = &mut steps[skipped + nth / n_groups * rows.n_steps() * VECTORS * lanes..];
+            rows.put(nth % n_groups, quants, rounded, steps);
         }
-        QuantizedRows { buffer, n_tokens, n_in }
+        rows.buffer = buffer;
+        rows
     }
 }
 

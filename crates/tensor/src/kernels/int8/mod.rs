@@ -57,18 +57,21 @@ pub(crate) trait ByteFormat: Copy + Send + Sync + 'static {
     /// # Safety
     /// The group can be read.
     unsafe fn scales<S: Simd>(simd: S, group: *const u8) -> (S::F, S::F);
-    /// Scale and offset of the groups of four rows, times `factors[0]` and `factors[1]`: pair after pair.
+    /// The scales of `LANES / 4` groups, each in the four lanes of its group, and likewise the offsets where they are stored.
     /// # Safety
-    /// The groups and two factors can be read.
-    unsafe fn scale_quad<S: Simd>(simd: S, groups: [*const u8; 4], factors: *const f32) -> [f32; 8];
+    /// The groups can be read.
+    unsafe fn step_scales<S: Simd>(simd: S, groups: *const u8) -> (S::F, S::F);
+    /// The integers of `LANES / 4` groups, first halves first.
+    /// # Safety
+    /// The groups can be read.
+    unsafe fn load_step<S: Simd>(simd: S, groups: *const u8) -> [S::P; 2];
+    /// For each group the sum of its products with activations, without the offsets that are stored; `minus` holds minus the
+    /// sum of its activations.
+    fn dot_step<S: Simd>(simd: S, q: [S::P; 2], x: [S::P; 2], minus: S::I) -> S::I;
     /// The integers of a group.
     /// # Safety
     /// The group can be read.
     unsafe fn load<S: Simd>(simd: S, group: *const u8) -> S::Q;
-    /// Lanes whose sum is that of the products with 32 activations.
-    /// # Safety
-    /// 32 bytes at `x` can be read.
-    unsafe fn dot<S: Simd>(simd: S, q: S::Q, x: *const i8) -> S::I;
     /// The integers in panels, plane by plane; the second is unused with one plane.
     fn planes<S: Simd>(simd: S, q: S::Q) -> [S::Q; 2];
 }
@@ -76,7 +79,7 @@ pub(crate) trait ByteFormat: Copy + Send + Sync + 'static {
 macro_rules! unsigned_format {
     (
         $name:ident, $bytes:literal, $bits:literal, $offset:literal,
-        |$simd:ident, $group:ident| $scales:expr, $quad:ident, $load:expr
+        |$simd:ident, $group:ident| $scales:expr, $load:expr, $load_step:expr
     ) => {
         #[derive(Clone, Copy)]
         pub(crate) struct $name;
@@ -91,19 +94,29 @@ macro_rules! unsigned_format {
                 unsafe { $scales }
             }
             #[inline(always)]
-            unsafe fn scale_quad<S: Simd>(simd: S, groups: [*const u8; 4], factors: *const f32) -> [f32; 8] {
-                // SAFETY: the caller vouches for the groups and the factors.
-                unsafe { simd.$quad(groups, factors) }
+            unsafe fn step_scales<S: Simd>(simd: S, groups: *const u8) -> (S::F, S::F) {
+                // SAFETY: the caller vouches for the groups.
+                unsafe { simd.load_f16s::<$bytes, { $offset == 1.0 }>(groups) }
+            }
+            #[inline(always)]
+            unsafe fn load_step<S: Simd>($simd: S, $group: *const u8) -> [S::P; 2] {
+                // SAFETY: the caller vouches for the groups.
+                unsafe { $load_step }
+            }
+            #[inline(always)]
+            fn dot_step<S: Simd>(simd: S, q: [S::P; 2], x: [S::P; 2], minus: S::I) -> S::I {
+                // An offset that is a whole number of scales joins the integers: 8 or 16 is half of their range.
+                let sums = match ($offset == 1.0, $bits) {
+                    (true, _) => simd.splat_i(0),
+                    (false, 4) => simd.shl_i::<3>(minus),
+                    (false, _) => simd.shl_i::<4>(minus),
+                };
+                simd.dot_bits(q, x, sums)
             }
             #[inline(always)]
             unsafe fn load<S: Simd>($simd: S, $group: *const u8) -> S::Q {
                 // SAFETY: the caller vouches for the group.
                 unsafe { $load }
-            }
-            #[inline(always)]
-            unsafe fn dot<S: Simd>(simd: S, q: S::Q, x: *const i8) -> S::I {
-                // SAFETY: the caller vouches for the activations.
-                unsafe { simd.dot_nibbles(q, x) }
             }
             #[inline(always)]
             fn planes<S: Simd>(_simd: S, q: S::Q) -> [S::Q; 2] {
@@ -119,8 +132,8 @@ unsigned_format!(
     4,
     -8.0,
     |simd, group| [simd.splat_f16(group); 2].into(),
-    f16_twice_quad,
-    simd.load_q4(group.add(2))
+    simd.load_q4(group.add(2)),
+    simd.load_q4s::<18>(group.add(2))
 );
 unsigned_format!(
     Q4_1,
@@ -128,8 +141,8 @@ unsigned_format!(
     4,
     1.0,
     |simd, group| simd.splat_f16_pair(group),
-    f16_pair_quad,
-    simd.load_q4(group.add(4))
+    simd.load_q4(group.add(4)),
+    simd.load_q4s::<20>(group.add(4))
 );
 // Four bytes of fifth bits are followed by 16 bytes of nibbles.
 unsigned_format!(
@@ -138,8 +151,8 @@ unsigned_format!(
     5,
     -16.0,
     |simd, group| [simd.splat_f16(group); 2].into(),
-    f16_twice_quad,
-    simd.load_q5(group.add(6), group.add(2))
+    simd.load_q5(group.add(6), group.add(2)),
+    simd.load_q5s::<22>(group.add(6), group.add(2))
 );
 unsigned_format!(
     Q5_1,
@@ -147,8 +160,8 @@ unsigned_format!(
     5,
     1.0,
     |simd, group| simd.splat_f16_pair(group),
-    f16_pair_quad,
-    simd.load_q5(group.add(8), group.add(4))
+    simd.load_q5(group.add(8), group.add(4)),
+    simd.load_q5s::<24>(group.add(8), group.add(4))
 );
 
 #[derive(Clone, Copy)]
@@ -165,19 +178,23 @@ impl ByteFormat for Q8_0 {
         unsafe { [simd.splat_f16(group); 2].into() }
     }
     #[inline(always)]
-    unsafe fn scale_quad<S: Simd>(simd: S, groups: [*const u8; 4], factors: *const f32) -> [f32; 8] {
-        // SAFETY: the caller vouches for the groups and the factors.
-        unsafe { simd.f16_twice_quad(groups, factors) }
+    unsafe fn step_scales<S: Simd>(simd: S, groups: *const u8) -> (S::F, S::F) {
+        // SAFETY: the caller vouches for the groups.
+        unsafe { simd.load_f16s::<34, false>(groups) }
+    }
+    #[inline(always)]
+    unsafe fn load_step<S: Simd>(simd: S, groups: *const u8) -> [S::P; 2] {
+        // SAFETY: the caller vouches for the groups.
+        unsafe { simd.load_q8s::<34>(groups.add(2)) }
+    }
+    #[inline(always)]
+    fn dot_step<S: Simd>(simd: S, q: [S::P; 2], x: [S::P; 2], minus: S::I) -> S::I {
+        simd.dot_q8s(q, x, minus)
     }
     #[inline(always)]
     unsafe fn load<S: Simd>(simd: S, group: *const u8) -> S::Q {
         // SAFETY: the caller vouches for the group.
         unsafe { simd.load_q8(group.add(2)) }
-    }
-    #[inline(always)]
-    unsafe fn dot<S: Simd>(simd: S, q: S::Q, x: *const i8) -> S::I {
-        // SAFETY: the caller vouches for the activations.
-        unsafe { simd.dot_signed(q, x) }
     }
     #[inline(always)]
     fn planes<S: Simd>(simd: S, q: S::Q) -> [S::Q; 2] {

@@ -225,23 +225,16 @@ impl<const VNNI: bool> Simd for Avx2<VNNI> {
     }
 
     #[inline(always)]
-    unsafe fn f16_pair_quad(self, from: [*const u8; 4], factors: *const f32) -> [f32; 8] {
-        // SAFETY: the caller vouches for the memory, `self` for the CPU.
+    unsafe fn load_f16s<const STRIDE: usize, const PAIRS: bool>(
+        self,
+        groups: *const u8,
+    ) -> (Self::F, Self::F) {
+        // SAFETY: as in `load`.
         unsafe {
-            let word = |at: *const u8| at.cast::<i32>().read_unaligned();
-            let words = _mm_setr_epi32(word(from[0]), word(from[1]), word(from[2]), word(from[3]));
-            scaled_pairs(words, factors)
-        }
-    }
-
-    #[inline(always)]
-    unsafe fn f16_twice_quad(self, from: [*const u8; 4], factors: *const f32) -> [f32; 8] {
-        // SAFETY: the caller vouches for the memory, `self` for the CPU.
-        unsafe {
-            let half = |at: *const u8| at.cast::<i16>().read_unaligned();
-            let halves =
-                _mm_setr_epi16(half(from[0]), half(from[1]), half(from[2]), half(from[3]), 0, 0, 0, 0);
-            scaled_pairs(_mm_unpacklo_epi16(halves, halves), factors)
+            let pair = |nth: usize| _mm_set1_epi32(groups.add(nth * STRIDE).cast::<i32>().read_unaligned());
+            let values = _mm256_cvtph_ps(_mm_blend_epi32::<0b1100>(pair(0), pair(1)));
+            let first = _mm256_moveldup_ps(values);
+            (first, if PAIRS { _mm256_movehdup_ps(values) } else { first })
         }
     }
 
@@ -280,17 +273,52 @@ impl<const VNNI: bool> Simd for Avx2<VNNI> {
         })
     }
     #[inline(always)]
-    unsafe fn dot_signed(self, q: Self::Q, x: *const i8) -> Self::I {
-        // SAFETY: as in `load`. The pairs of products are at most 2 * 128 * 127 < 2^15.
+    unsafe fn load_q8s<const STRIDE: usize>(self, from: *const u8) -> [Self::P; 2] {
+        // SAFETY: as in `load`.
+        unsafe { [lanes::<STRIDE>(from), lanes::<STRIDE>(from.add(16))] }
+    }
+    #[inline(always)]
+    unsafe fn load_q4s<const STRIDE: usize>(self, from: *const u8) -> [Self::P; 2] {
+        // SAFETY: as in `load`.
         unsafe {
-            let signed = _mm256_sign_epi8(_mm256_loadu_si256(x.cast()), q);
-            dot_bytes::<VNNI>(_mm256_abs_epi8(q), signed)
+            let (bytes, mask) = (lanes::<STRIDE>(from), _mm256_set1_epi8(15));
+            [_mm256_and_si256(bytes, mask), _mm256_and_si256(_mm256_srli_epi16::<4>(bytes), mask)]
         }
     }
     #[inline(always)]
-    unsafe fn dot_nibbles(self, q: Self::Q, x: *const i8) -> Self::I {
+    unsafe fn load_q5s<const STRIDE: usize>(self, from: *const u8, fifth: *const u8) -> [Self::P; 2] {
         // SAFETY: as in `load`.
-        unsafe { dot_bytes::<VNNI>(q, _mm256_loadu_si256(x.cast())) }
+        unsafe {
+            let bits = |nth: usize| _mm_set1_epi32(fifth.add(nth * STRIDE).cast::<i32>().read_unaligned());
+            let bits = _mm256_inserti128_si256::<1>(_mm256_castsi128_si256(bits(0)), bits(1));
+            let [first, second] = self.load_q4s::<STRIDE>(from);
+            let spread = |low: i64| {
+                _mm256_setr_epi64x(low, low + 0x0101_0101_0101_0101, low, low + 0x0101_0101_0101_0101)
+            };
+            [with_fifth(first, bits, spread(0)), with_fifth(second, bits, spread(0x0202_0202_0202_0202))]
+        }
+    }
+    #[inline(always)]
+    fn dot_bits(self, q: [Self::P; 2], x: [Self::P; 2], sums: Self::I) -> Self::I {
+        op!(if VNNI {
+            _mm256_dpbusd_avx_epi32(_mm256_dpbusd_avx_epi32(sums, q[0], x[0]), q[1], x[1])
+        } else {
+            let pairs = _mm256_add_epi16(_mm256_maddubs_epi16(q[0], x[0]), _mm256_maddubs_epi16(q[1], x[1]));
+            _mm256_add_epi32(sums, _mm256_madd_epi16(pairs, _mm256_set1_epi16(1)))
+        })
+    }
+    #[inline(always)]
+    fn dot_q8s(self, q: [Self::P; 2], x: [Self::P; 2], minus: Self::I) -> Self::I {
+        op!(if VNNI {
+            let top = _mm256_set1_epi8(-128);
+            let q = [_mm256_xor_si256(q[0], top), _mm256_xor_si256(q[1], top)];
+            self.dot_bits(q, x, _mm256_slli_epi32::<7>(minus))
+        } else {
+            // Pairs of products are at most 2 * 128 * 127 < 2^15.
+            let half =
+                |q: __m256i, x: __m256i| dot_bytes::<false>(_mm256_abs_epi8(q), _mm256_sign_epi8(x, q));
+            _mm256_add_epi32(half(q[0], x[0]), half(q[1], x[1]))
+        })
     }
     #[inline(always)]
     fn zip_bytes(self, first: u64, second: u64) -> [u8; 16] {
@@ -326,11 +354,11 @@ impl<const VNNI: bool> Simd for Avx2<VNNI> {
             let first = _mm256_setr_epi32(0, 0, 0, 0, half, half, half, half);
             let second = _mm256_or_si256(first, _mm256_set1_epi32(2));
             let sums = _mm256_fmadd_ps(
-                self.to_f(self.dot_nibbles(q[0], x)),
+                self.to_f(dot_bytes::<VNNI>(q[0], _mm256_loadu_si256(x.cast()))),
                 _mm256_permutevar_ps(factors, first),
                 sums,
             );
-            let product = self.to_f(self.dot_nibbles(q[1], x.add(32)));
+            let product = self.to_f(dot_bytes::<VNNI>(q[1], _mm256_loadu_si256(x.add(32).cast())));
             _mm256_fmadd_ps(product, _mm256_permutevar_ps(factors, second), sums)
         }
     }
@@ -498,14 +526,32 @@ pub(super) unsafe fn load_q5(from: *const u8, fifth: *const u8) -> __m256i {
         let bytes = _mm256_broadcastsi128_si256(_mm_loadu_si128(from.cast()));
         let halves = _mm256_srlv_epi32(bytes, _mm256_setr_epi32(0, 0, 0, 0, 4, 4, 4, 4));
         let nibbles = _mm256_and_si256(halves, _mm256_set1_epi8(15));
-        // Byte `i` gets the byte that holds its bit, and keeps that bit alone.
         let bits = _mm256_set1_epi32(fifth.cast::<i32>().read_unaligned());
         let (first, second) = (0x0101_0101_0101_0101, 0x0202_0202_0202_0202);
-        let spread = _mm256_shuffle_epi8(bits, _mm256_setr_epi64x(0, first, second, 0x0303_0303_0303_0303));
+        with_fifth(nibbles, bits, _mm256_setr_epi64x(0, first, second, 0x0303_0303_0303_0303))
+    }
+}
+
+/// Adds to each nibble 16 where its bit is set: bit `i % 8` of the byte of its half of `bits` that `spread` names.
+/// # Safety
+/// The CPU has AVX2.
+#[inline(always)]
+unsafe fn with_fifth(nibbles: __m256i, bits: __m256i, spread: __m256i) -> __m256i {
+    // SAFETY: the caller vouches for the CPU.
+    unsafe {
         let one = _mm256_set1_epi64x(0x8040_2010_0804_0201_u64 as i64);
-        let is_set = _mm256_cmpeq_epi8(_mm256_and_si256(spread, one), one);
+        let is_set = _mm256_cmpeq_epi8(_mm256_and_si256(_mm256_shuffle_epi8(bits, spread), one), one);
         _mm256_or_si256(nibbles, _mm256_and_si256(is_set, _mm256_set1_epi8(16)))
     }
+}
+
+/// 16 bytes at `from`, and 16 that lie `STRIDE` on.
+/// # Safety
+/// The CPU has AVX2, and the bytes can be read.
+#[inline(always)]
+unsafe fn lanes<const STRIDE: usize>(from: *const u8) -> __m256i {
+    // SAFETY: the caller vouches for CPU and memory.
+    unsafe { _mm256_loadu2_m128i(from.add(STRIDE).cast(), from.cast()) }
 }
 
 /// [`Simd::zip_bytes`].
@@ -519,20 +565,6 @@ pub(super) fn zip_bytes(first: u64, second: u64) -> [u8; 16] {
         _mm_storeu_si128(bytes.as_mut_ptr().cast(), _mm_unpacklo_epi8(first, second));
     }
     bytes
-}
-
-/// Four pairs of f16 times a pair of factors.
-/// # Safety
-/// The CPU has AVX and F16C, and two factors can be read.
-#[inline(always)]
-pub(super) unsafe fn scaled_pairs(halves: __m128i, factors: *const f32) -> [f32; 8] {
-    let mut products = [0.0; 8];
-    // SAFETY: the caller vouches for CPU and factors; the array has eight values.
-    unsafe {
-        let factors = _mm256_castpd_ps(_mm256_set1_pd(factors.cast::<f64>().read_unaligned()));
-        _mm256_storeu_ps(products.as_mut_ptr(), _mm256_mul_ps(_mm256_cvtph_ps(halves), factors));
-    }
-    products
 }
 
 /// Sums of four products of unsigned with signed bytes; pairs of products must fit 16 bits.

@@ -209,23 +209,42 @@ impl<const VNNI: bool> Simd for Avx512<VNNI> {
     }
 
     #[inline(always)]
-    unsafe fn f16_pair_quad(self, from: [*const u8; 4], factors: *const f32) -> [f32; 8] {
-        // SAFETY: the caller vouches for the memory, `self` for the CPU.
+    unsafe fn load_f16s<const STRIDE: usize, const PAIRS: bool>(
+        self,
+        groups: *const u8,
+    ) -> (Self::F, Self::F) {
+        // SAFETY: as in `load`.
         unsafe {
-            let word = |at: *const u8| at.cast::<i32>().read_unaligned();
-            let words = _mm_setr_epi32(word(from[0]), word(from[1]), word(from[2]), word(from[3]));
-            super::avx2::scaled_pairs(words, factors)
-        }
-    }
-
-    #[inline(always)]
-    unsafe fn f16_twice_quad(self, from: [*const u8; 4], factors: *const f32) -> [f32; 8] {
-        // SAFETY: the caller vouches for the memory, `self` for the CPU.
-        unsafe {
-            let half = |at: *const u8| at.cast::<i16>().read_unaligned();
-            let halves =
-                _mm_setr_epi16(half(from[0]), half(from[1]), half(from[2]), half(from[3]), 0, 0, 0, 0);
-            super::avx2::scaled_pairs(_mm_unpacklo_epi16(halves, halves), factors)
+            // One load of 64 bytes stays within the groups.
+            const { assert!(64 <= 4 * STRIDE && STRIDE.is_multiple_of(2)) };
+            if 3 * STRIDE + 4 <= 64 {
+                let next = if PAIRS { 0x1_0000 } else { 0 };
+                // Two 16-bit words of each group.
+                let words = |nth: usize| ((nth * STRIDE / 2) * 0x1_0001 + next) as i32;
+                let order = _mm512_zextsi256_si512(_mm256_setr_epi32(
+                    words(0),
+                    words(0),
+                    words(1),
+                    words(1),
+                    words(2),
+                    words(2),
+                    words(3),
+                    words(3),
+                ));
+                let all = _mm512_permutexvar_epi16(order, _mm512_loadu_si512(groups.cast()));
+                let values = _mm512_cvtph_ps(_mm512_castsi512_si256(all));
+                if !PAIRS {
+                    return (values, values);
+                }
+                return (_mm512_moveldup_ps(values), _mm512_movehdup_ps(values));
+            }
+            let pair =
+                |nth: usize| _mm256_set1_epi32(groups.add(nth * STRIDE).cast::<i32>().read_unaligned());
+            let first = _mm256_blend_epi32::<0b1100>(pair(0), pair(1));
+            let second = _mm256_blend_epi32::<0b1100_0000>(pair(2), pair(3));
+            let values = _mm512_cvtph_ps(_mm256_blend_epi32::<0b1111_0000>(first, second));
+            let first = _mm512_moveldup_ps(values);
+            (first, if PAIRS { _mm512_movehdup_ps(values) } else { first })
         }
     }
 
@@ -261,17 +280,73 @@ impl<const VNNI: bool> Simd for Avx512<VNNI> {
         })
     }
     #[inline(always)]
-    unsafe fn dot_signed(self, q: Self::Q, x: *const i8) -> Self::I {
-        // SAFETY: as in `load`. The pairs of products are at most 2 * 128 * 127 < 2^15.
+    unsafe fn load_q8s<const STRIDE: usize>(self, from: *const u8) -> [Self::P; 2] {
+        // SAFETY: as in `load`.
         unsafe {
-            let signed = _mm256_sign_epi8(_mm256_loadu_si256(x.cast()), q);
-            dot_bytes::<VNNI>(_mm256_abs_epi8(q), signed)
+            let load = |nth: usize| _mm256_loadu_si256(from.add(nth * STRIDE).cast());
+            let pair = |nth: usize| _mm512_inserti64x4::<1>(_mm512_castsi256_si512(load(nth)), load(nth + 1));
+            let (first, second) = (pair(0), pair(2));
+            [
+                _mm512_shuffle_i32x4::<0b10_00_10_00>(first, second),
+                _mm512_shuffle_i32x4::<0b11_01_11_01>(first, second),
+            ]
         }
     }
     #[inline(always)]
-    unsafe fn dot_nibbles(self, q: Self::Q, x: *const i8) -> Self::I {
+    unsafe fn load_q4s<const STRIDE: usize>(self, from: *const u8) -> [Self::P; 2] {
         // SAFETY: as in `load`.
-        unsafe { dot_bytes::<VNNI>(q, _mm256_loadu_si256(x.cast())) }
+        unsafe {
+            // Three groups lie in 64 bytes; loads of 16 would become twice as many, and shuffles.
+            const { assert!(2 * STRIDE + 16 <= 64 && 64 <= 3 * STRIDE + 16) };
+            let order: [u16; 32] = std::array::from_fn(|at| (at / 8 % 3 * STRIDE / 2 + at % 8) as u16);
+            let three = _mm512_permutexvar_epi16(
+                _mm512_loadu_si512(order.as_ptr().cast()),
+                _mm512_loadu_si512(from.cast()),
+            );
+            let bytes = _mm512_inserti32x4::<3>(three, _mm_loadu_si128(from.add(3 * STRIDE).cast()));
+            let mask = _mm512_set1_epi8(15);
+            [_mm512_and_si512(bytes, mask), _mm512_and_si512(_mm512_srli_epi16::<4>(bytes), mask)]
+        }
+    }
+    #[inline(always)]
+    unsafe fn load_q5s<const STRIDE: usize>(self, from: *const u8, fifth: *const u8) -> [Self::P; 2] {
+        // SAFETY: as in `load`.
+        unsafe {
+            let bits = |nth: usize| u64::from(fifth.add(nth * STRIDE).cast::<u32>().read_unaligned());
+            let (even, odd) = (bits(0) | bits(2) << 32, bits(1) | bits(3) << 32);
+            const FIRST: u64 = 0xFFFF_0000_FFFF;
+            let halves = [even & FIRST | (odd & FIRST) << 16, even >> 16 & FIRST | odd & !FIRST];
+            let [first, second] = self.load_q4s::<STRIDE>(from);
+            let sixteen = _mm512_set1_epi8(16);
+            [
+                _mm512_mask_add_epi8(first, halves[0], first, sixteen),
+                _mm512_mask_add_epi8(second, halves[1], second, sixteen),
+            ]
+        }
+    }
+    #[inline(always)]
+    fn dot_bits(self, q: [Self::P; 2], x: [Self::P; 2], sums: Self::I) -> Self::I {
+        op!(if VNNI {
+            _mm512_dpbusd_epi32(_mm512_dpbusd_epi32(sums, q[0], x[0]), q[1], x[1])
+        } else {
+            let pairs = _mm512_add_epi16(_mm512_maddubs_epi16(q[0], x[0]), _mm512_maddubs_epi16(q[1], x[1]));
+            _mm512_add_epi32(sums, _mm512_madd_epi16(pairs, _mm512_set1_epi16(1)))
+        })
+    }
+    #[inline(always)]
+    fn dot_q8s(self, q: [Self::P; 2], x: [Self::P; 2], minus: Self::I) -> Self::I {
+        op!(if VNNI {
+            let top = _mm512_set1_epi8(-128);
+            let q = [_mm512_xor_si512(q[0], top), _mm512_xor_si512(q[1], top)];
+            self.dot_bits(q, x, _mm512_slli_epi32::<7>(minus))
+        } else {
+            // Pairs of products are at most 2 * 128 * 127 < 2^15.
+            let half = |q: __m512i, x: __m512i| {
+                let signed = _mm512_mask_sub_epi8(x, _mm512_movepi8_mask(q), _mm512_setzero_si512(), x);
+                _mm512_madd_epi16(_mm512_maddubs_epi16(_mm512_abs_epi8(q), signed), _mm512_set1_epi16(1))
+            };
+            _mm512_add_epi32(half(q[0], x[0]), half(q[1], x[1]))
+        })
     }
     #[inline(always)]
     fn zip_bytes(self, first: u64, second: u64) -> [u8; 16] {
@@ -375,20 +450,5 @@ impl<const VNNI: bool> Simd for Avx512<VNNI> {
             super::avx2::transpose8(from, STEPS, to, to_stride);
             super::avx2::transpose8(from.add(8 * STEPS), STEPS, to.add(8), to_stride);
         }
-    }
-}
-
-/// Sums of four products of unsigned with signed bytes in the low eight lanes; pairs of products must fit 16 bits.
-/// # Safety
-/// The CPU has what [`Avx512`] proves.
-#[inline(always)]
-unsafe fn dot_bytes<const VNNI: bool>(unsigned: __m256i, signed: __m256i) -> __m512i {
-    // SAFETY: the caller vouches for the CPU.
-    unsafe {
-        _mm512_zextsi256_si512(if VNNI {
-            _mm256_dpbusd_epi32(_mm256_setzero_si256(), unsigned, signed)
-        } else {
-            _mm256_madd_epi16(_mm256_maddubs_epi16(unsigned, signed), _mm256_set1_epi16(1))
-        })
     }
 }

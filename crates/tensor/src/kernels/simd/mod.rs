@@ -57,7 +57,7 @@ pub(crate) trait Simd: Copy + Send + Sync + 'static {
     type Q: Copy;
     /// 64 bytes: the integers of two groups of weights.
     type Pair: Copy;
-    /// `4 * LANES` bytes: four integers of each of `LANES` weight rows.
+    /// `4 * LANES` bytes: four integers of each of `LANES` weight rows, or 16 of each of `LANES / 4` groups of one row.
     type P: Copy;
     /// Sums of products of [`Self::P`], before [`Self::finish`].
     type A: Copy;
@@ -234,39 +234,14 @@ pub(crate) trait Simd: Copy + Send + Sync + 'static {
         unsafe { (self.splat_f16(from), self.splat_f16(from.add(2))) }
     }
 
-    /// Reads two f16 at each of four addresses; returns the products of the first ones with `factors[0]`, of the second
-    /// ones with `factors[1]`, pair after pair.
+    /// Reads the f16 that each of `LANES / 4` groups begins with, `STRIDE` apart, and with `PAIRS` also the next one; each is
+    /// copied to the four lanes of its group. Without `PAIRS` both results are the first.
     /// # Safety
-    /// Four bytes at each address and two factors can be read.
-    #[inline(always)]
-    unsafe fn f16_pair_quad(self, from: [*const u8; 4], factors: *const f32) -> [f32; 8] {
-        let mut products = [0.0; 8];
-        for (pair, from) in products.chunks_exact_mut(2).zip(from) {
-            // SAFETY: the caller vouches for the addresses and the factors.
-            unsafe {
-                let (first, second) = self.splat_f16_pair(from);
-                pair[0] = self.first(first) * *factors;
-                pair[1] = self.first(second) * *factors.add(1);
-            }
-        }
-        products
-    }
-    /// As [`Self::f16_pair_quad`], of one f16 at each address that stands for both.
-    /// # Safety
-    /// Two bytes at each address and two factors can be read.
-    #[inline(always)]
-    unsafe fn f16_twice_quad(self, from: [*const u8; 4], factors: *const f32) -> [f32; 8] {
-        let mut products = [0.0; 8];
-        for (pair, from) in products.chunks_exact_mut(2).zip(from) {
-            // SAFETY: the caller vouches for the addresses and the factors.
-            unsafe {
-                let value = self.first(self.splat_f16(from));
-                pair[0] = value * *factors;
-                pair[1] = value * *factors.add(1);
-            }
-        }
-        products
-    }
+    /// The groups can be read.
+    unsafe fn load_f16s<const STRIDE: usize, const PAIRS: bool>(
+        self,
+        groups: *const u8,
+    ) -> (Self::F, Self::F);
 
     /// Writes `LANES` integers within -128..=127 as bytes.
     /// # Safety
@@ -286,14 +261,22 @@ pub(crate) trait Simd: Copy + Send + Sync + 'static {
     unsafe fn store_q(self, to: *mut u8, q: Self::Q);
     /// `value + 128` of signed bytes in two nibbles, the high ones first.
     fn split_q8(self, q: Self::Q) -> [Self::Q; 2];
-    /// Lanes whose sum is that of the 32 products of signed bytes with `x`, which has no -128.
+    /// Reads the bytes of `LANES / 4` groups of 32, `STRIDE` apart: the first 16 of each, then the others.
     /// # Safety
-    /// 32 bytes at `x` can be read.
-    unsafe fn dot_signed(self, q: Self::Q, x: *const i8) -> Self::I;
-    /// Lanes whose sum is that of the 32 products of bytes 0..=63 with `x`.
+    /// They can be read.
+    unsafe fn load_q8s<const STRIDE: usize>(self, from: *const u8) -> [Self::P; 2];
+    /// As [`Self::load_q8s`], of nibbles: the low halves of 16 bytes of each group, then the high ones.
     /// # Safety
-    /// 32 bytes at `x` can be read.
-    unsafe fn dot_nibbles(self, q: Self::Q, x: *const i8) -> Self::I;
+    /// 16 bytes of each group can be read, and what lies between.
+    unsafe fn load_q4s<const STRIDE: usize>(self, from: *const u8) -> [Self::P; 2];
+    /// As [`Self::load_q4s`], with a fifth bit for each value, as [`Self::load_q5`] tells.
+    /// # Safety
+    /// 16 bytes of each group at `from` and four at `fifth` can be read, and what lies between.
+    unsafe fn load_q5s<const STRIDE: usize>(self, from: *const u8, fifth: *const u8) -> [Self::P; 2];
+    /// Adds, to the lanes of each group, its 32 products of bytes 0..=31 with `x`.
+    fn dot_bits(self, q: [Self::P; 2], x: [Self::P; 2], sums: Self::I) -> Self::I;
+    /// The products of signed bytes with `x`, which has no -128; `minus` holds, for each group, minus the sum of its `x`.
+    fn dot_q8s(self, q: [Self::P; 2], x: [Self::P; 2], minus: Self::I) -> Self::I;
     /// The bytes of `first` and of `second` in turn, each from its lowest.
     fn zip_bytes(self, first: u64, second: u64) -> [u8; 16];
     /// Reads 32 integers.

@@ -275,23 +275,45 @@ impl<const BYTES: u8> Simd for Neon<BYTES> {
         })
     }
     #[inline(always)]
-    unsafe fn dot_signed(self, q: Self::Q, x: *const i8) -> Self::I {
-        // SAFETY: as in `load`. Two products are at most 2 * 128 * 127 < 2^15.
+    unsafe fn load_f16s<const STRIDE: usize, const PAIRS: bool>(
+        self,
+        groups: *const u8,
+    ) -> (Self::F, Self::F) {
+        // SAFETY: the caller vouches for the group.
         unsafe {
-            let x = [vld1q_s8(x), vld1q_s8(x.add(16))];
-            if DOT <= BYTES {
-                sdot(sdot(vdupq_n_s32(0), q[0], x[0]), q[1], x[1])
-            } else {
-                let first = vmlal_high_s8(vmull_s8(vget_low_s8(q[0]), vget_low_s8(x[0])), q[0], x[0]);
-                let second = vmlal_high_s8(vmull_s8(vget_low_s8(q[1]), vget_low_s8(x[1])), q[1], x[1]);
-                vpadalq_s16(vpaddlq_s16(first), second)
-            }
+            let first = self.splat_f16(groups);
+            (first, if PAIRS { self.splat_f16(groups.add(2)) } else { first })
         }
     }
     #[inline(always)]
-    unsafe fn dot_nibbles(self, q: Self::Q, x: *const i8) -> Self::I {
+    unsafe fn load_q8s<const STRIDE: usize>(self, from: *const u8) -> [Self::P; 2] {
         // SAFETY: the caller vouches for 32 bytes.
-        unsafe { self.dot_signed(q, x) }
+        unsafe { self.load_q8(from) }
+    }
+    #[inline(always)]
+    unsafe fn load_q4s<const STRIDE: usize>(self, from: *const u8) -> [Self::P; 2] {
+        // SAFETY: the caller vouches for 16 bytes.
+        unsafe { self.load_q4(from) }
+    }
+    #[inline(always)]
+    unsafe fn load_q5s<const STRIDE: usize>(self, from: *const u8, fifth: *const u8) -> [Self::P; 2] {
+        // SAFETY: the caller vouches for 16 and four bytes.
+        unsafe { self.load_q5(from, fifth) }
+    }
+    #[inline(always)]
+    fn dot_bits(self, q: [Self::P; 2], x: [Self::P; 2], sums: Self::I) -> Self::I {
+        op!(if DOT <= BYTES {
+            sdot(sdot(sums, q[0], x[0]), q[1], x[1])
+        } else {
+            // Four products are at most 4 * 31 * 127 < 2^15.
+            let first = vmlal_high_s8(vmull_s8(vget_low_s8(q[0]), vget_low_s8(x[0])), q[0], x[0]);
+            let both = vmlal_high_s8(vmlal_s8(first, vget_low_s8(q[1]), vget_low_s8(x[1])), q[1], x[1]);
+            vpadalq_s16(sums, both)
+        })
+    }
+    #[inline(always)]
+    fn dot_q8s(self, q: [Self::P; 2], x: [Self::P; 2], _minus: Self::I) -> Self::I {
+        op!(dot_signed::<BYTES>(q, x))
     }
     #[inline(always)]
     fn zip_bytes(self, first: u64, second: u64) -> [u8; 16] {
@@ -361,7 +383,10 @@ impl<const BYTES: u8> Simd for Neon<BYTES> {
                     sums = vfmaq_n_f32(sums, half(2 * group), *factors.add(2 * group));
                     sums = vfmaq_n_f32(sums, half(2 * group + 1), *factors.add(2 * group + 1));
                 } else {
-                    let products = vcvtq_f32_s32(self.dot_nibbles(q[group], x.add(32 * group)));
+                    let products = {
+                        let x = [vld1q_s8(x.add(32 * group)), vld1q_s8(x.add(32 * group + 16))];
+                        vcvtq_f32_s32(dot_signed::<BYTES>(q[group], x))
+                    };
                     sums = vfmaq_n_f32(sums, products, *factors.add(2 * group));
                 }
             }
@@ -482,6 +507,23 @@ impl<const BYTES: u8> Simd for Neon<BYTES> {
         unsafe {
             self.transpose_block(from, from_stride, to, Self::MR);
             self.transpose_block(from.add(4 * from_stride), from_stride, to.add(4), Self::MR);
+        }
+    }
+}
+
+/// Lanes whose sum is that of the 32 products of signed bytes with `x`, which has no -128.
+/// # Safety
+/// The CPU has what `BYTES` names.
+#[inline(always)]
+unsafe fn dot_signed<const BYTES: u8>(q: [int8x16_t; 2], x: [int8x16_t; 2]) -> int32x4_t {
+    // SAFETY: the caller vouches for the CPU. Two products are at most 2 * 128 * 127 < 2^15.
+    unsafe {
+        if DOT <= BYTES {
+            sdot(sdot(vdupq_n_s32(0), q[0], x[0]), q[1], x[1])
+        } else {
+            let first = vmlal_high_s8(vmull_s8(vget_low_s8(q[0]), vget_low_s8(x[0])), q[0], x[0]);
+            let second = vmlal_high_s8(vmull_s8(vget_low_s8(q[1]), vget_low_s8(x[1])), q[1], x[1]);
+            vpadalq_s16(vpaddlq_s16(first), second)
         }
     }
 }

@@ -201,15 +201,38 @@ impl Simd for Portable {
         [q.map(|value| nibble(value, 4)), q.map(|value| nibble(value, 0))]
     }
     #[inline(always)]
-    unsafe fn dot_signed(self, q: Self::Q, x: *const i8) -> Self::I {
-        // SAFETY: the caller vouches for 32 bytes.
-        let x = unsafe { x.cast::<[i8; 32]>().read_unaligned() };
-        lanes!(|lane| (0..8).map(|i| i32::from(q[lane * 8 + i]) * i32::from(x[lane * 8 + i])).sum())
+    unsafe fn load_f16s<const STRIDE: usize, const PAIRS: bool>(
+        self,
+        groups: *const u8,
+    ) -> (Self::F, Self::F) {
+        // SAFETY: the caller vouches for the group.
+        unsafe {
+            let first = self.splat_f16(groups);
+            (first, if PAIRS { self.splat_f16(groups.add(2)) } else { first })
+        }
     }
     #[inline(always)]
-    unsafe fn dot_nibbles(self, q: Self::Q, x: *const i8) -> Self::I {
+    unsafe fn load_q8s<const STRIDE: usize>(self, from: *const u8) -> [Self::P; 2] {
         // SAFETY: the caller vouches for 32 bytes.
-        unsafe { self.dot_signed(q, x) }
+        halves(unsafe { self.load_q8(from) })
+    }
+    #[inline(always)]
+    unsafe fn load_q4s<const STRIDE: usize>(self, from: *const u8) -> [Self::P; 2] {
+        // SAFETY: the caller vouches for 16 bytes.
+        halves(unsafe { self.load_q4(from) })
+    }
+    #[inline(always)]
+    unsafe fn load_q5s<const STRIDE: usize>(self, from: *const u8, fifth: *const u8) -> [Self::P; 2] {
+        // SAFETY: the caller vouches for 16 and four bytes.
+        halves(unsafe { self.load_q5(from, fifth) })
+    }
+    #[inline(always)]
+    fn dot_bits(self, q: [Self::P; 2], x: [Self::P; 2], sums: Self::I) -> Self::I {
+        self.step(self.step(sums, q[0], x[0]), q[1], x[1])
+    }
+    #[inline(always)]
+    fn dot_q8s(self, q: [Self::P; 2], x: [Self::P; 2], _minus: Self::I) -> Self::I {
+        self.dot_bits(q, x, [0; 4])
     }
     #[inline(always)]
     fn zip_bytes(self, first: u64, second: u64) -> [u8; 16] {
@@ -244,12 +267,15 @@ impl Simd for Portable {
         sums: Self::F,
     ) -> Self::F {
         // SAFETY: the caller vouches for 64 bytes and four factors.
-        let (dots, factors) = unsafe {
-            let dots = [self.dot_signed(q[0], x), self.dot_signed(q[1], x.add(32))];
-            (dots, factors.cast::<[f32; 4]>().read_unaligned())
+        let (x, factors) = unsafe {
+            (x.cast::<[[i8; 32]; 2]>().read_unaligned(), factors.cast::<[f32; 4]>().read_unaligned())
+        };
+        let dot = |group: usize, lane: usize| {
+            (lane * 8..lane * 8 + 8).map(|i| i32::from(q[group][i]) * i32::from(x[group][i])).sum::<i32>()
+                as f32
         };
         let factor = |group: usize, lane: usize| factors[2 * group + if HALVES { lane / 2 } else { 0 }];
-        lanes!(|i| sums[i] + dots[0][i] as f32 * factor(0, i) + dots[1][i] as f32 * factor(1, i))
+        lanes!(|i| sums[i] + dot(0, i) * factor(0, i) + dot(1, i) * factor(1, i))
     }
     #[inline(always)]
     unsafe fn load_p(self, from: *const u8) -> Self::P {
@@ -282,4 +308,9 @@ impl Simd for Portable {
     fn finish(self, sums: Self::A) -> Self::I {
         sums
     }
+}
+
+#[inline(always)]
+fn halves(q: [i8; 32]) -> [[i8; 16]; 2] {
+    std::array::from_fn(|half| std::array::from_fn(|i| q[half * 16 + i]))
 }

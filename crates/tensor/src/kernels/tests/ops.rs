@@ -1,6 +1,7 @@
 //! Every operation of the vector vocabulary against plain arithmetic, on every instruction set, counted by name.
 
 use super::{assert_close, bits, noise};
+use crate::kernels::int8::{ByteFormat, Q4_0, Q4_1, Q5_0, Q5_1, Q8_0};
 use crate::kernels::isa::{Isa, Kernel, Lanes};
 use crate::kernels::simd::{Bits, MAX_LANES, STEPS, Simd};
 use half::{bf16, f16};
@@ -144,19 +145,6 @@ fn memory<S: Simd>(simd: S, ran: &mut BTreeSet<&'static str>) {
             let (first, second) = simd.splat_f16_pair(from);
             same_f!(simd, ran, "splat_f16_pair", first, |_at| f16_at(start));
             same_f!(simd, ran, "splat_f16_pair", second, |_at| f16_at(start + 2));
-            let (rows, factors) = ([0, 4, 10, 6].map(|at| from.add(at)), [0.5, -3.0]);
-            let pairs = simd.f16_pair_quad(rows, factors.as_ptr());
-            let twice = simd.f16_twice_quad(rows, factors.as_ptr());
-            ran.extend(["f16_pair_quad", "f16_twice_quad"]);
-            for (row, at) in [0, 4, 10, 6].into_iter().enumerate() {
-                let (first, second) = (f16_at(start + at), f16_at(start + at + 2));
-                for (name, got, second) in
-                    [("f16_pair_quad", pairs, second), ("f16_twice_quad", twice, first)]
-                {
-                    let want = [plain(first * 0.5), plain(second * -3.0)];
-                    assert_eq!(bits(&[plain(got[2 * row]), plain(got[2 * row + 1])]), bits(&want), "{name}");
-                }
-            }
             simd.prefetch(from.cast());
             simd.prefetch_ahead(from, 0..64);
             ran.extend(["prefetch", "prefetch_ahead"]);
@@ -200,16 +188,13 @@ fn bytes<S: Simd>(simd: S, ran: &mut BTreeSet<&'static str>) {
     (q[3], q[31]) = (-128, -128);
     let x = signed(8, 32);
     let raw: Vec<u8> = q.iter().map(|byte| byte.cast_unsigned()).collect();
-    let dot = |q: &[i32]| q.iter().zip(&x).map(|(q, x)| q * i32::from(*x)).sum::<i32>();
     let mut out = [0_u8; 32];
     // SAFETY: all arrays hold 32 bytes.
     unsafe {
         let loaded = simd.load_q8(raw.as_ptr());
         simd.store_q(out.as_mut_ptr(), loaded);
         assert_eq!(out, raw[..], "load_q8 and store_q");
-        let products = integers_of(simd, simd.dot_signed(loaded, x.as_ptr()));
         let wide: Vec<i32> = q.iter().map(|byte| i32::from(*byte)).collect();
-        assert_eq!(products.iter().sum::<i32>(), dot(&wide), "dot_signed");
         let [high, low] = simd.split_q8(loaded);
         let mut halves = [[0_u8; 32]; 2];
         simd.store_q(halves[0].as_mut_ptr(), high);
@@ -222,20 +207,70 @@ fn bytes<S: Simd>(simd: S, ran: &mut BTreeSet<&'static str>) {
         simd.store_q(out.as_mut_ptr(), loaded);
         let nibbles: Vec<i32> = (0..32).map(|at| i32::from(raw[at % 16] >> (at / 16 * 4) & 15)).collect();
         assert_eq!(out.map(i32::from), nibbles[..], "load_q4");
-        let products = integers_of(simd, simd.dot_nibbles(loaded, x.as_ptr()));
-        assert_eq!(products.iter().sum::<i32>(), dot(&nibbles), "dot_nibbles");
     }
-    ran.extend(["load_q8", "load_q4", "store_q", "split_q8", "dot_signed", "dot_nibbles"]);
+    ran.extend(["load_q8", "load_q4", "store_q", "split_q8"]);
     more_bits(simd, &raw, &x);
     ran.extend(["load_bits", "load_q5", "load_pair", "add_pair"]);
     let zipped = simd.zip_bytes(0x0706_0504_0302_0100, 0x1716_1514_1312_1110);
     assert_eq!(zipped, std::array::from_fn(|at| (at / 2 + at % 2 * 16) as u8), "zip_bytes");
     ran.insert("zip_bytes");
+    groups::<S, Q4_0>(simd);
+    groups::<S, Q4_1>(simd);
+    groups::<S, Q5_0>(simd);
+    groups::<S, Q5_1>(simd);
+    groups::<S, Q8_0>(simd);
+    ran.extend(["load_f16s", "load_q8s", "load_q4s", "load_q5s", "dot_bits", "dot_q8s"]);
     for at in (0..32).step_by(S::LANES) {
         let mut to = [0_i8; MAX_LANES];
         // SAFETY: `LANES` bytes lie at `at`, and `to` has room for them.
         unsafe { simd.store_i8(to.as_mut_ptr(), simd.load_i8(raw[at..].as_ptr())) };
         same!(simd, ran, "store_i8", to[..S::LANES].to_vec(), |lane| q[at + lane]);
+    }
+}
+
+/// `LANES / 4` groups: their scales, and their products with activations of all sizes and the greatest.
+#[inline(always)]
+fn groups<S: Simd, F: ByteFormat>(simd: S) {
+    let (n_groups, n_bytes) = (S::LANES / 4, F::GROUP_BYTES);
+    let mut raw: Vec<u8> = signed(12, n_groups * n_bytes).iter().map(|byte| byte.cast_unsigned()).collect();
+    for (group, raw) in raw.chunks_exact_mut(n_bytes).enumerate() {
+        raw[..2].copy_from_slice(&f16::from_f32(group as f32 + 0.5).to_le_bytes());
+        if F::OFFSET == 1.0 {
+            raw[2..4].copy_from_slice(&f16::from_f32(-2.0 * group as f32).to_le_bytes());
+        }
+        raw[10..14].fill(0x80);
+    }
+    // SAFETY: all groups are there.
+    let (scales, offsets) = unsafe { F::step_scales(simd, raw.as_ptr()) };
+    let offset = if F::OFFSET == 1.0 { |group| -2.0 * group as f32 } else { |group| group as f32 + 0.5 };
+    for (lane, got) in lanes(simd, scales).into_iter().zip(lanes(simd, offsets)).enumerate() {
+        assert_eq!(got, ((lane / 4) as f32 + 0.5, offset(lane / 4)), "load_f16s, {n_bytes}");
+    }
+
+    let integer = |group: usize, nth: usize| {
+        let raw = &raw[group * n_bytes..][..n_bytes];
+        if F::OFFSET == 0.0 {
+            return i32::from(raw[n_bytes - 32 + nth].cast_signed());
+        }
+        let low = i32::from(raw[n_bytes - 16 + nth % 16] >> (nth / 16 * 4) & 15);
+        let fifth = if F::BITS == 5 { raw[n_bytes - 20 + nth / 8] >> (nth % 8) & 1 } else { 0 };
+        low + 16 * i32::from(fifth) + F::OFFSET.min(0.0) as i32
+    };
+    for x in [signed(13, 32 * n_groups), vec![127; 32 * n_groups], vec![-127; 32 * n_groups]] {
+        let half =
+            |from: usize| -> Vec<i8> { x.chunks(32).flat_map(|x| &x[from..from + 16]).copied().collect() };
+        let sums = x.chunks(32).map(|x| x.iter().map(|x| i32::from(*x)).sum::<i32>());
+        let minus: Vec<i32> = sums.flat_map(|sum| [-sum - 100, 50, 25, 25]).collect();
+        // SAFETY: both halves have `4 * LANES` bytes, `minus` `LANES` values; all groups are there.
+        let got = unsafe {
+            let x = [half(0), half(16)].map(|half| simd.load_p(half.as_ptr().cast()));
+            let minus = simd.load_i(minus.as_ptr().cast());
+            integers_of(simd, F::dot_step(simd, F::load_step(simd, raw.as_ptr()), x, minus))
+        };
+        for (group, got) in got.chunks(4).enumerate() {
+            let want: i32 = (0..32).map(|at| integer(group, at) * i32::from(x[32 * group + at])).sum();
+            assert_eq!(got.iter().sum::<i32>(), want, "group {group} of {n_bytes} bytes");
+        }
     }
 }
 
@@ -358,7 +393,7 @@ fn every_operation_is_like_its_plain_twin() {
             .map(|line| line.split(['<', '(']).next().unwrap_or(line))
     };
     let declared: BTreeSet<&str> = sources.into_iter().flat_map(names).collect();
-    assert!(declared.contains("dot_signed") && 40 < declared.len(), "{declared:?}");
+    assert!(declared.contains("dot_bits") && 40 < declared.len(), "{declared:?}");
     for isa in Isa::all() {
         let mut ran = BTreeSet::new();
         isa.dispatch_bytes(Ops { ran: &mut ran });
