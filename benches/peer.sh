@@ -26,11 +26,24 @@ build_peer() {
     ls "$peer"/sdist/*.tar.gz >/dev/null 2>&1 || "$peer/venv/bin/pip" download -q --no-deps \
         --no-binary llama-cpp-python "llama-cpp-python==$version" -d "$peer/sdist"
     [ -d "$peer/llama_cpp_python-$version" ] || tar xzf "$peer"/sdist/*.tar.gz -C "$peer"
+    configure_peer -DGGML_NATIVE=ON
+    nice cmake --build "$peer/build" --target llama-quantize llama-bench llama-server >>"$peer/build.log"
+}
+
+configure_peer() { # options
     PATH=$peer/venv/bin:$PATH
     cmake -S "$peer/llama_cpp_python-$version/vendor/llama.cpp" -B "$peer/build" -G Ninja -DCMAKE_BUILD_TYPE=Release \
-        -DGGML_NATIVE=ON -DBUILD_SHARED_LIBS=OFF -DLLAMA_OPENSSL=OFF -DLLAMA_BUILD_UI=OFF \
+        "$@" -DBUILD_SHARED_LIBS=OFF -DLLAMA_OPENSSL=OFF -DLLAMA_BUILD_UI=OFF \
         -DLLAMA_USE_PREBUILT_UI=OFF -DLLAMA_BUILD_TESTS=OFF -DLLAMA_BUILD_EXAMPLES=OFF -DLLAMA_BUILD_APP=OFF \
         -DLLAMA_BUILD_NUMBER=0 -DLLAMA_BUILD_COMMIT=$commit -DLLAMA_CURL=OFF >"$peer/build.log"
+}
+
+# Some virtual machines list AMX and then refuse its instructions: there llama.cpp is built again without them.
+build_without_amx() {
+    echo "peer.sh: llama.cpp's AMX kernels do not run here; building it without them" >&2
+    # Its code for bf16 does not compile when chosen by hand.
+    configure_peer -DGGML_NATIVE=OFF -DGGML_AVX512=ON -DGGML_AVX512_VBMI=ON -DGGML_AVX512_VNNI=ON \
+        -DGGML_AVX512_BF16=OFF -DGGML_AVX=ON -DGGML_AVX2=ON -DGGML_FMA=ON -DGGML_F16C=ON -DGGML_BMI2=ON -DGGML_SSE42=ON
     nice cmake --build "$peer/build" --target llama-quantize llama-bench llama-server >>"$peer/build.log"
 }
 
@@ -46,6 +59,9 @@ quantize() { # from to TYPE
 quantize "$reference" "$models/f16.gguf" F16
 quantize "$models/f16.gguf" "$models/q8_0.gguf" Q8_0
 quantize "$models/f16.gguf" "$models/q4_0.gguf" Q4_0
+
+runs() { "$bin/llama-bench" -m "$models/q8_0.gguf" -p 32 -n 0 -r 1 >/dev/null 2>&1; }
+if grep -q amx_int8 /proc/cpuinfo 2>/dev/null && ! runs; then build_without_amx; fi
 
 case " $* " in *" --pruned "*)
     # One width for all layers, so that llama.cpp loads the file too. The quickest method: speed depends on the shape.
