@@ -94,9 +94,9 @@ uint32_t secateur_abi_version(void);
 
 // Makes an instance from a JSON configuration and writes its handle; nothing is started.
 //
-// `{"state_dir": "/absolute/folder", "model": "/file.gguf", "memory_budget": "auto" | "512MiB" | "40%", "n_threads": N,
-// "queue_len": N, "context_len": N, "kv_dtype": "auto" | "f16" | "f32" | "q8_0", "policy": "quality" | "compatible",
-// "http": "localhost" | "off", "port": 0, "drain_ms": 1000}`; only `state_dir` must be there.
+// `{"state_dir": "/absolute/folder", "model": "/file.gguf", "draft": "/pruned.gguf", "memory_budget": "auto" |
+// "512MiB" | "40%", "n_threads": N, "queue_len": N, "context_len": N, "kv_dtype": "auto" | "f16" | "f32" | "q8_0",
+// "policy": "quality" | "compatible", "http": "localhost" | "off", "port": 0, "drain_ms": 1000}`; only `state_dir` must be there.
 //
 // # Safety
 // `config_json` is null or a string ended by a zero; `handle` is null or may be written.

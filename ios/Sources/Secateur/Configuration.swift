@@ -6,6 +6,8 @@ public struct Configuration: Encodable, Sendable {
     public var stateDirectory: String
     /// A model file; the newest entry of the store when absent.
     public var model: String?
+    /// A pruned form of the model that guesses ahead: answers stay the same.
+    public var draft: String?
     /// `auto`, a size (`900MiB`) or a percentage (`40%`): the bound on the whole process.
     public var memoryBudget = "auto"
     public var threads: Int?
@@ -23,7 +25,7 @@ public struct Configuration: Encodable, Sendable {
     }
 
     enum CodingKeys: String, CodingKey {
-        case stateDirectory = "state_dir", model, memoryBudget = "memory_budget", threads = "n_threads"
+        case stateDirectory = "state_dir", model, draft, memoryBudget = "memory_budget", threads = "n_threads"
         case contextLength = "context_len", http, port
     }
 }

@@ -14,6 +14,8 @@ data class SecateurConfig(
     val http: Boolean = true,
     /** 0 lets the system choose a free port. */
     val port: Int = 0,
+    /** A pruned form of the model that guesses ahead: answers stay the same. */
+    val draft: String? = null,
 ) {
     internal fun toJson(): String = Json.write(
         mapOf(
@@ -24,6 +26,7 @@ data class SecateurConfig(
             "context_len" to contextLength,
             "http" to if (http) "localhost" else "off",
             "port" to port,
+            "draft" to draft,
         ),
     )
 }
