@@ -29,7 +29,7 @@ pub use error::{ModelFileError, WriteError};
 pub use gguf::limits;
 pub use gguf::value::{Number, NumberArray, NumberType, StringArray, Text, Value};
 pub use import::ImportError;
-pub use mapped::{Access, Mapped};
+pub use mapped::Mapped;
 pub use metadata::Metadata;
 pub use model::{ModelFile, ModelForm};
 pub use tensor_info::TensorInfo;

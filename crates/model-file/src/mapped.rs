@@ -9,23 +9,12 @@
 
 use crate::ModelFileError;
 use bytes::Bytes;
-use memmap2::{Advice, Mmap, UncheckedAdvice};
+use memmap2::{Mmap, UncheckedAdvice};
 use std::fs::File;
 use std::ops::Range;
 use std::os::unix::fs::FileExt;
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
-
-/// How a range is going to be read.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub enum Access {
-    /// No special pattern.
-    Normal,
-    /// In random order: the kernel reads nothing ahead.
-    Random,
-    /// From start to end: the kernel reads far ahead.
-    Sequential,
-}
 
 /// A read-only mapping of a whole file.
 #[derive(Debug)]
@@ -44,6 +33,10 @@ impl AsRef<[u8]> for Owner {
         &self.0
     }
 }
+
+/// A fault may map what lies around it in an aligned stretch of this many bytes: Linux maps the large folio of the page
+/// cache that the page is part of (since 6.18; before that, 64 KiB).
+const MAPPED_AROUND: usize = 2 << 20;
 
 impl Mapped {
     /// Maps the file at `path`. Nothing of it is read yet.
@@ -101,25 +94,16 @@ impl Mapped {
             .map_err(|source| ModelFileError::Io { path: self.path.clone(), source })
     }
 
-    /// Lets the pages that lie wholly inside `range` leave memory. They come back when they are touched.
+    /// Lets the pages of `range` leave memory, and those around it that the kernel may have mapped with them: left
+    /// behind, they would add up from tensor to tensor. They come back when they are touched.
     pub fn give_back(&self, range: Range<usize>) {
-        let Some((offset, len)) = self.whole_pages(range) else { return };
+        let start = range.start / MAPPED_AROUND * MAPPED_AROUND;
+        let end = range.end.checked_next_multiple_of(MAPPED_AROUND).unwrap_or(usize::MAX);
+        let Some((offset, len)) = self.whole_pages(start..end) else { return };
         // SAFETY: the mapping is shared, read-only and backed by a file: dropped pages are read from the same
         // file again, so the bytes that others may be looking at stay the same.
         let result = unsafe { self.map.unchecked_advise_range(UncheckedAdvice::DontNeed, offset, len) };
         debug_assert!(result.is_ok(), "the range is page-aligned and inside the mapping: {result:?}");
-    }
-
-    /// Tells the kernel how `range` is going to be read. A hint: nothing depends on it.
-    pub fn advise(&self, range: Range<usize>, access: Access) {
-        let Some((offset, len)) = self.whole_pages(range) else { return };
-        let advice = match access {
-            Access::Normal => Advice::Normal,
-            Access::Random => Advice::Random,
-            Access::Sequential => Advice::Sequential,
-        };
-        // A kernel without this advice reads the same bytes, only less well ahead.
-        let _ = self.map.advise_range(advice, offset, len);
     }
 
     /// Offset and length of the whole pages inside `range`.
@@ -171,11 +155,32 @@ mod tests {
         let (_file, map) = mapped(&content);
         let view = map.bytes().slice(..);
         assert_eq!(view, content);
-        map.advise(0..content.len(), Access::Sequential);
         map.give_back(0..content.len());
         assert_eq!(view, content);
         drop(map);
         assert_eq!(view, content);
+    }
+
+    /// Ranges that share pages, as tensors do, given back one after the other.
+    #[test]
+    #[cfg(target_os = "linux")]
+    fn ranges_given_back_leave_nothing_behind() {
+        const STEP: usize = 150_123;
+        let (_file, map) = mapped(&vec![1; 40 * STEP]);
+        let resident_kib = || {
+            let smaps = std::fs::read_to_string("/proc/self/smaps").unwrap();
+            let start = format!("{:x}-", map.bytes().as_ptr() as usize);
+            let mut lines = smaps.lines().skip_while(|line| !line.starts_with(&start));
+            let rss = lines.find_map(|line| line.strip_prefix("Rss:")).unwrap();
+            rss.trim().trim_end_matches("kB").trim().parse::<usize>().unwrap()
+        };
+        for nth in 0..40 {
+            let range = nth * STEP..(nth + 1) * STEP;
+            assert!(map.bytes()[range.clone()].iter().all(|byte| *byte == 1));
+            assert_ne!(resident_kib(), 0, "the pages that were read are in memory");
+            map.give_back(range);
+            assert_eq!(resident_kib(), 0, "after range {nth}");
+        }
     }
 
     #[test]
