@@ -1,15 +1,14 @@
-//! tract graphs of the two sub-layers of a decoder layer. Every linear's input is an outlet of the graph.
+//! tract graphs of the two sub-layers of a decoder layer. The input of each output projection is an outlet of the graph.
 //!
 //! The operations are our own ([`LayerOp`]): they hold the layer and read its mapped weights in place, so
 //! building a graph copies nothing and takes well under a millisecond.
 
 use crate::error::EngineError;
-use crate::layer::{LayerContext, LayerScratch, Step};
+use crate::layer::{LayerContext, LayerScratch, SharedScratch};
 use secateur_model::{LayerIdx, WeightSource};
 use secateur_tensor::kernels::ThreadPool;
-use std::sync::Arc;
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use tract_core::internal::*;
-use tract_core::ops::math;
 
 /// Half of a decoder layer.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -20,15 +19,18 @@ pub enum Sublayer {
     Mlp,
 }
 
+/// What an operation computes of its sub-layer. Few operations with large insides: what passes between two is a new
+/// tensor, what stays inside lies in buffers for all.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 enum OpKind {
-    AttnNorm,
-    Qkv,
-    Attend,
-    OProj,
-    MlpNorm,
-    GatedUp,
-    DownProj,
+    /// Norm, queries, keys and values, attention: the input of `o_proj`.
+    AttnInner,
+    /// `o_proj` and the residual.
+    AttnOutput,
+    /// Norm and gated product: the input of `down_proj`.
+    MlpInner,
+    /// `down_proj` and the residual.
+    MlpOutput,
 }
 
 /// One operation of a layer inside a graph.
@@ -36,6 +38,7 @@ enum OpKind {
 struct LayerOp {
     layer: Arc<LayerContext>,
     kind: OpKind,
+    tensors: Arc<Tensors>,
 }
 
 impl PartialEq for LayerOp {
@@ -55,59 +58,27 @@ impl Op for LayerOp {
 }
 
 impl LayerOp {
-    /// Widths of the outputs.
-    fn widths(&self) -> TVec<usize> {
+    /// Width of the output.
+    fn width(&self) -> usize {
         let layer = &self.layer;
         match self.kind {
-            OpKind::AttnNorm | OpKind::MlpNorm | OpKind::OProj | OpKind::DownProj => tvec!(layer.hidden_size),
-            OpKind::Qkv => tvec!(layer.q_width(), layer.kv_width(), layer.kv_width()),
-            OpKind::Attend => tvec!(layer.q_width()),
-            OpKind::GatedUp => tvec!(layer.config.intermediate_size),
+            OpKind::AttnInner => layer.q_width(),
+            OpKind::MlpInner => layer.config.intermediate_size,
+            OpKind::AttnOutput | OpKind::MlpOutput => layer.hidden_size,
         }
     }
 
-    fn attn(&self) -> TractResult<&crate::layer::AttnWeights> {
-        self.layer.attn.as_ref().context("layer has no attention")
-    }
-
-    fn mlp(&self) -> TractResult<&crate::layer::MlpWeights> {
-        self.layer.mlp.as_ref().context("layer has no mlp")
-    }
-
-    fn run(&self, inputs: &[&[f32]], outputs: &mut [&mut [f32]]) -> TractResult<()> {
+    fn run(&self, inputs: &[&[f32]], out: &mut [f32]) -> TractResult<()> {
         let layer = &self.layer;
-        match self.kind {
-            OpKind::AttnNorm => layer.normed(layer.attn_norm(self.attn()?), inputs[0], outputs[0]),
-            OpKind::MlpNorm => layer.normed(layer.mlp_norm(self.mlp()?), inputs[0], outputs[0]),
-            OpKind::OProj => layer.linear(self.attn()?.o_proj(), inputs[0], outputs[0]),
-            OpKind::DownProj => layer.linear(self.mlp()?.down_proj(), inputs[0], outputs[0]),
-            OpKind::GatedUp => {
-                let mlp = self.mlp()?;
-                layer.with_scratch(|scratch| {
-                    let LayerScratch { kernels, up, .. } = scratch;
-                    layer.gated_up(mlp, Step::WINDOW, inputs[0], (outputs[0], up), kernels);
-                });
-            }
-            OpKind::Qkv => {
-                let attn = self.attn()?;
-                let [queries, keys, values] = outputs else { bail!("qkv has three outputs") };
-                layer.with_scratch(|scratch| {
-                    layer.qkv(attn, Step::WINDOW, inputs[0], [queries, keys, values], &mut scratch.kernels);
-                });
-            }
-            OpKind::Attend => self.attend(inputs, outputs[0])?,
+        let attn = || layer.attn.as_ref().context("layer has no attention");
+        let mlp = || layer.mlp.as_ref().context("layer has no mlp");
+        match (self.kind, inputs) {
+            (OpKind::AttnInner, [hidden]) => layer.window_attention(attn()?, hidden, out),
+            (OpKind::MlpInner, [hidden]) => layer.window_gated_up(mlp()?, hidden, out),
+            (OpKind::AttnOutput, [hidden, inner]) => layer.add_linear(attn()?.o_proj(), hidden, inner, out),
+            (OpKind::MlpOutput, [hidden, inner]) => layer.add_linear(mlp()?.down_proj(), hidden, inner, out),
+            (kind, inputs) => bail!("{kind:?} does not take {} inputs", inputs.len()),
         }
-        Ok(())
-    }
-
-    /// Attention over a window that starts a sequence, with a cache of its own.
-    fn attend(&self, inputs: &[&[f32]], out: &mut [f32]) -> TractResult<()> {
-        let [queries, keys, values] = inputs else { bail!("attention has three inputs") };
-        let layer = &self.layer;
-        let n = queries.len() / layer.q_width();
-        let mut cache = layer.window_cache(n);
-        cache.append(0, n, keys, values);
-        layer.with_scratch(|scratch| layer.attend(&cache, 0, queries, out, &mut scratch.attention));
         Ok(())
     }
 }
@@ -117,33 +88,22 @@ impl EvalOp for LayerOp {
 
     fn eval(&self, _ctx: &EvalContext, inputs: TVec<TValue>) -> TractResult<TVec<TValue>> {
         let n = inputs[0].shape()[0];
-        let mut outputs: TVec<Tensor> = tvec!();
-        for width in self.widths() {
-            outputs.push(Tensor::zero::<f32>(&[n, width])?);
-        }
+        let mut output = self.tensors.take([n, self.width()])?;
         {
             let mut input_slices: TVec<&[f32]> = tvec!();
             for input in &inputs {
                 input_slices.push(input.try_as_plain_ram()?.as_slice::<f32>()?);
             }
-            let mut views: TVec<_> = tvec!();
-            for output in &mut outputs {
-                views.push(output.try_as_plain_ram_mut()?);
-            }
-            let mut output_slices: TVec<&mut [f32]> = tvec!();
-            for view in &mut views {
-                output_slices.push(view.as_slice_mut::<f32>()?);
-            }
-            self.run(&input_slices, &mut output_slices)?;
+            self.run(&input_slices, output.try_as_plain_ram_mut()?.as_slice_mut::<f32>()?)?;
         }
-        Ok(outputs.into_iter().map(Tensor::into_tvalue).collect())
+        Ok(tvec!(self.tensors.lend(output)))
     }
 }
 
 impl TypedOp for LayerOp {
     fn output_facts(&self, inputs: &[&TypedFact]) -> TractResult<TVec<TypedFact>> {
         let n = inputs[0].shape[0].clone();
-        Ok(self.widths().iter().map(|&width| f32::fact([n.clone(), width.to_dim()])).collect())
+        Ok(tvec!(f32::fact([n, self.width().to_dim()])))
     }
 
     as_op!();
@@ -185,22 +145,73 @@ impl SublayerRun {
         self.slice(0)
     }
 
-    /// Input of q/k/v or of gate/up (the normed hidden states): `[n, hidden_size]`.
-    #[must_use]
-    pub fn normed(&self) -> &[f32] {
-        self.slice(1)
-    }
-
     /// Input of `o_proj` or of `down_proj`: `[n, heads * head_dim]` or `[n, intermediate_size]`.
     #[must_use]
     pub fn inner(&self) -> &[f32] {
-        self.slice(2)
+        self.slice(1)
+    }
+}
+
+/// Tensors that passed between operations, for the next runs: fresh memory of this size costs as much as a tenth of the
+/// arithmetic on it.
+#[derive(Debug, Default)]
+struct Tensors(Mutex<Vec<TValue>>);
+
+impl Tensors {
+    /// Shapes of a layer: input, inner and output of both halves.
+    const MOST: usize = 6;
+
+    fn values(&self) -> MutexGuard<'_, Vec<TValue>> {
+        self.0.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    /// A tensor of this shape that nobody reads any more, or a new one; what it holds is left open.
+    fn take(&self, shape: [usize; 2]) -> TractResult<Tensor> {
+        let mut values = self.values();
+        let is_free = |value: &TValue| value.is_exclusive() && value.shape() == shape;
+        if let Some(at) = values.iter().position(is_free) {
+            return Ok(values.swap_remove(at).into_tensor());
+        }
+        if Self::MOST <= values.len() {
+            values.retain(|value| !value.is_exclusive());
+        }
+        Tensor::zero::<f32>(&shape)
+    }
+
+    /// Hands a tensor out. It can be taken again when the value is dropped.
+    fn lend(&self, tensor: Tensor) -> TValue {
+        let value = tensor.into_tvalue();
+        self.values().push(value.clone());
+        value
+    }
+}
+
+/// What is in memory while a sub-layer runs. Runners that run one after another can share it: it grows to what the
+/// largest window needs, and stays until it is released.
+#[derive(Clone, Default)]
+pub struct LayerBuffers {
+    scratch: SharedScratch,
+    tensors: Arc<Tensors>,
+}
+
+impl LayerBuffers {
+    /// Frees the memory; the next run takes it anew.
+    pub fn release(&self) {
+        *self.scratch.lock().unwrap_or_else(PoisonError::into_inner) = LayerScratch::default();
+        self.tensors.values().clear();
+    }
+}
+
+impl std::fmt::Debug for LayerBuffers {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        f.debug_struct("LayerBuffers").finish_non_exhaustive()
     }
 }
 
 /// One layer that can be run alone, sub-layer by sub-layer.
 pub struct LayerRunner {
     layer: Arc<LayerContext>,
+    tensors: Arc<Tensors>,
     attn: Option<Plan>,
     mlp: Option<Plan>,
     /// As `mlp` without the projection: the input of `down_proj` is all that is computed.
@@ -216,18 +227,28 @@ impl LayerRunner {
         layer_idx: LayerIdx,
         pool: Arc<ThreadPool>,
     ) -> Result<Self, EngineError> {
-        Self::from_context(Arc::new(LayerContext::new(source, layer_idx, pool)?))
+        Self::with_buffers(source, layer_idx, pool, &LayerBuffers::default())
     }
 
-    fn from_context(layer: Arc<LayerContext>) -> Result<Self, EngineError> {
+    /// As [`Self::new`], with buffers that other runners use too.
+    /// # Errors
+    /// As [`Self::new`].
+    pub fn with_buffers(
+        source: &dyn WeightSource,
+        layer_idx: LayerIdx,
+        pool: Arc<ThreadPool>,
+        buffers: &LayerBuffers,
+    ) -> Result<Self, EngineError> {
+        let LayerBuffers { scratch, tensors } = buffers.clone();
+        let layer = Arc::new(LayerContext::with_shared_scratch(source, layer_idx, pool, scratch)?);
         let plan = |wanted: bool, sublayer, outlets| {
-            let plan = wanted.then(|| build(&layer, sublayer, outlets)).transpose();
+            let plan = wanted.then(|| build(&layer, &tensors, sublayer, outlets)).transpose();
             plan.map_err(|error| graph_error(&layer, &error))
         };
         let attn = plan(layer.attn.is_some(), Sublayer::Attn, Outlets::All)?;
         let mlp = plan(layer.mlp.is_some(), Sublayer::Mlp, Outlets::All)?;
         let mlp_inner = plan(layer.mlp.is_some(), Sublayer::Mlp, Outlets::Inner)?;
-        Ok(Self { layer, attn, mlp, mlp_inner })
+        Ok(Self { layer, tensors, attn, mlp, mlp_inner })
     }
 
     /// Runs one sub-layer over `hidden` `[n, hidden_size]`, one sequence from position 0.
@@ -267,10 +288,13 @@ impl LayerRunner {
     }
 
     fn run_plan(&self, plan: &Plan, hidden: &[f32]) -> Result<TVec<TValue>, EngineError> {
-        let n = hidden.len() / self.layer.hidden_size;
-        let run = Tensor::from_shape(&[n, self.layer.hidden_size], hidden)
-            .and_then(|input| plan.run(tvec!(input.into_tvalue())));
-        run.map_err(|error| graph_error(&self.layer, &error))
+        let run = || -> TractResult<TVec<TValue>> {
+            let mut input =
+                self.tensors.take([hidden.len() / self.layer.hidden_size, self.layer.hidden_size])?;
+            input.try_as_plain_ram_mut()?.as_slice_mut::<f32>()?.copy_from_slice(hidden);
+            plan.run(tvec!(self.tensors.lend(input)))
+        };
+        run().map_err(|error| graph_error(&self.layer, &error))
     }
 }
 
@@ -281,35 +305,34 @@ fn graph_error(layer: &LayerContext, error: &TractError) -> EngineError {
 /// Which outlets a plan computes.
 #[derive(Clone, Copy)]
 enum Outlets {
-    /// Output, normed input, inner input.
+    /// Output and inner input.
     All,
     /// The inner input alone.
     Inner,
 }
 
-/// hidden → norm → (q, k, v → attention | gate, up → product) → projection → + hidden.
-fn build(layer: &Arc<LayerContext>, sublayer: Sublayer, outlets: Outlets) -> TractResult<Plan> {
+/// hidden → inner → projection + hidden.
+fn build(
+    layer: &Arc<LayerContext>,
+    tensors: &Arc<Tensors>,
+    sublayer: Sublayer,
+    outlets: Outlets,
+) -> TractResult<Plan> {
     let mut model = TypedModel::default();
     let n_tokens = model.symbols.sym("S");
     let fact = f32::fact([n_tokens.to_dim(), layer.hidden_size.to_dim()]);
     let hidden = model.add_source("hidden", fact)?;
-    let op = |kind| LayerOp { layer: layer.clone(), kind };
-    let (normed, inner, projected) = match sublayer {
-        Sublayer::Attn => {
-            let normed = model.wire_node("attn_norm", op(OpKind::AttnNorm), &[hidden])?[0];
-            let qkv = model.wire_node("qkv", op(OpKind::Qkv), &[normed])?;
-            let mixed = model.wire_node("attention", op(OpKind::Attend), &qkv)?[0];
-            (normed, mixed, model.wire_node("o_proj", op(OpKind::OProj), &[mixed])?[0])
-        }
-        Sublayer::Mlp => {
-            let normed = model.wire_node("mlp_norm", op(OpKind::MlpNorm), &[hidden])?[0];
-            let inner = model.wire_node("gated_up", op(OpKind::GatedUp), &[normed])?[0];
-            (normed, inner, model.wire_node("down_proj", op(OpKind::DownProj), &[inner])?[0])
-        }
+    let op = |kind| LayerOp { layer: layer.clone(), kind, tensors: tensors.clone() };
+    let (inner, output) = match sublayer {
+        Sublayer::Attn => (op(OpKind::AttnInner), op(OpKind::AttnOutput)),
+        Sublayer::Mlp => (op(OpKind::MlpInner), op(OpKind::MlpOutput)),
     };
-    let output = model.wire_node("residual", math::add(), &[hidden, projected])?[0];
+    let inner = model.wire_node("inner", inner, &[hidden])?[0];
     match outlets {
-        Outlets::All => model.select_output_outlets(&[output, normed, inner])?,
+        Outlets::All => {
+            let output = model.wire_node("output", output, &[hidden, inner])?[0];
+            model.select_output_outlets(&[output, inner])?;
+        }
         Outlets::Inner => model.select_output_outlets(&[inner])?,
     }
     TypedSimplePlan::new(model)

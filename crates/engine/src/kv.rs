@@ -117,6 +117,14 @@ impl KvLayer {
         }
     }
 
+    /// Whether `n` tokens of such a layer can be put here, in f32.
+    pub(crate) fn fits(&self, layer: &LayerConfig, head_dim: usize, n: usize) -> bool {
+        let is_f32 = matches!(self.keys, KvBuffer::F32(_));
+        is_f32
+            && (self.n_kv_heads, self.head_dim) == (layer.num_key_value_heads, head_dim)
+            && n <= self.context_len
+    }
+
     pub(crate) fn context_len(&self) -> usize {
         self.context_len
     }

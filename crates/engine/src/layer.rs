@@ -7,7 +7,7 @@ use secateur_model::{LayerConfig, LayerIdx, WeightId, WeightRole, WeightSource};
 use secateur_tensor::WeightMatrix;
 use secateur_tensor::kernels::{
     AttentionArgs, AttentionScratch, MatmulMode, MatmulScratch, Precision, Projection, Store, ThreadPool,
-    attention, matmul_each, rms_norm, rotate_heads, silu_mul,
+    add_in_place, attention, matmul_each, rms_norm, rotate_heads, silu_mul,
 };
 use std::sync::{Arc, Mutex, PoisonError};
 
@@ -168,6 +168,10 @@ pub(crate) struct LayerScratch {
     values: Vec<f32>,
     mixed: Vec<f32>,
     inner: Vec<f32>,
+    /// What a half of a layer needs inside when it runs alone over a window.
+    half: Vec<f32>,
+    /// Keys and values of a window.
+    window: Option<KvLayer>,
 }
 
 /// Buffers of the products, and the angles of the step's tokens.
@@ -301,10 +305,9 @@ impl LayerContext {
         mlp: &MlpWeights,
         step: Step,
         normed: &[f32],
-        (out, up): (&mut [f32], &mut Vec<f32>),
+        (out, up): (&mut [f32], &mut [f32]),
         scratch: &mut KernelScratch,
     ) {
-        let up = sized(up, out.len());
         let mut products = [
             Projection { weight: &mlp.gate_proj.weight, out: &mut *out },
             Projection { weight: &mlp.up_proj.weight, out: &mut *up },
@@ -315,12 +318,46 @@ impl LayerContext {
         silu_mul(&self.pool, out, up);
     }
 
-    /// `out = inputs W' + b`, exactly.
-    pub(crate) fn linear(&self, linear: &Linear, inputs: &[f32], out: &mut [f32]) {
-        let mode = Step::WINDOW.mode(Store::Replace);
+    /// Norm, queries, keys, values and attention of a window `hidden` `[n, hidden_size]` that starts a sequence, exactly:
+    /// the input of `o_proj` into `out`.
+    pub(crate) fn window_attention(&self, attn: &AttnWeights, hidden: &[f32], out: &mut [f32]) {
+        let n = hidden.len() / self.hidden_size;
         self.with_scratch(|scratch| {
-            linear.apply(&self.pool, inputs, out, mode, &mut scratch.kernels.matmul);
+            let LayerScratch { kernels, attention, half, window, .. } = scratch;
+            let (q_len, kv_len) = (n * self.q_width(), n * self.kv_width());
+            let (normed, rest) = sized(half, hidden.len() + q_len + 2 * kv_len).split_at_mut(hidden.len());
+            let (queries, rest) = rest.split_at_mut(q_len);
+            let (keys, values) = rest.split_at_mut(kv_len);
+            self.normed(&attn.norm, hidden, normed);
+            self.qkv(attn, Step::WINDOW, normed, [queries, keys, values], kernels);
+            if !window.as_ref().is_some_and(|window| window.fits(&self.config, self.head_dim, n)) {
+                *window = None;
+            }
+            let window = window.get_or_insert_with(|| {
+                KvLayer::new(&self.config, self.head_dim, n, secateur_model::KvDType::F32)
+            });
+            window.append(0, n, keys, values);
+            self.attend(window, 0, queries, out, attention);
         });
+    }
+
+    /// Norm and gated product of `hidden` `[n, hidden_size]`, exactly: the input of `down_proj` into `out`.
+    pub(crate) fn window_gated_up(&self, mlp: &MlpWeights, hidden: &[f32], out: &mut [f32]) {
+        self.with_scratch(|scratch| {
+            let LayerScratch { kernels, half, .. } = scratch;
+            let (normed, up) = sized(half, hidden.len() + out.len()).split_at_mut(hidden.len());
+            self.normed(&mlp.norm, hidden, normed);
+            self.gated_up(mlp, Step::WINDOW, normed, (out, up), kernels);
+        });
+    }
+
+    /// `out = hidden + (inner W' + b)`, exactly.
+    pub(crate) fn add_linear(&self, linear: &Linear, hidden: &[f32], inner: &[f32], out: &mut [f32]) {
+        self.with_scratch(|scratch| {
+            let mode = Step::WINDOW.mode(Store::Replace);
+            linear.apply(&self.pool, inner, out, mode, &mut scratch.kernels.matmul);
+        });
+        add_in_place(&self.pool, out, hidden);
     }
 
     /// The whole layer over the tokens `hidden` `[n, hidden_size]` of a step, in place. Nothing is allocated once the
@@ -333,7 +370,8 @@ impl LayerContext {
         scratch: &mut LayerScratch,
     ) {
         let n = hidden.len() / self.hidden_size;
-        let LayerScratch { kernels, attention, up, normed, queries, keys, values, mixed, inner } = scratch;
+        let LayerScratch { kernels, attention, up, normed, queries, keys, values, mixed, inner, .. } =
+            scratch;
         let normed = sized(normed, hidden.len());
         let add = step.mode(Store::Add);
         if let Some(attn) = &self.attn {
@@ -350,14 +388,10 @@ impl LayerContext {
         if let Some(mlp) = &self.mlp {
             let inner = sized(inner, n * self.config.intermediate_size);
             self.normed(&mlp.norm, hidden, normed);
+            let up = sized(up, inner.len());
             self.gated_up(mlp, step, normed, (inner, up), kernels);
             mlp.down_proj.apply(&self.pool, inner, hidden, add, &mut kernels.matmul);
         }
-    }
-
-    /// An empty cache that exactly holds a window of `n` tokens.
-    pub(crate) fn window_cache(&self, n: usize) -> KvLayer {
-        KvLayer::new(&self.config, self.head_dim, n, secateur_model::KvDType::F32)
     }
 
     pub(crate) fn attn_norm<'a>(&self, attn: &'a AttnWeights) -> &'a [f32] {

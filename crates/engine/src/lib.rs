@@ -19,7 +19,7 @@ mod rope;
 mod session;
 
 pub use error::EngineError;
-pub use graph::{InnerRun, LayerRunner, Sublayer, SublayerRun};
+pub use graph::{InnerRun, LayerBuffers, LayerRunner, Sublayer, SublayerRun};
 pub use head::{Embedding, Head};
 pub use layer::LayerContext;
 pub use secateur_tensor::kernels::{Precision, argmax, log_sum_exp};

@@ -30,11 +30,24 @@ pub(crate) fn to_matrix(
     n_cols: usize,
     dtype: DType,
 ) -> Result<WeightMatrix, PruneError> {
+    quantized_rows(layer_idx, n_rows, n_cols, dtype, |nth, out| {
+        quantize(dtype, &values[nth * n_cols..(nth + 1) * n_cols], out)
+    })
+}
+
+/// A matrix `[n_rows, n_cols]` in `dtype` whose rows `quantized` writes.
+fn quantized_rows<E: std::error::Error>(
+    layer_idx: LayerIdx,
+    n_rows: usize,
+    n_cols: usize,
+    dtype: DType,
+    mut quantized: impl FnMut(usize, &mut [u8]) -> Result<(), E>,
+) -> Result<WeightMatrix, PruneError> {
     let numeric = |what: String| PruneError::Numeric { layer_idx, what };
     let row_bytes = dtype.row_bytes(n_cols).ok_or_else(|| numeric(format!("{n_cols} columns in {dtype}")))?;
     let mut bytes = vec![0; n_rows * row_bytes];
-    for (row, out) in values.chunks_exact(n_cols).zip(bytes.chunks_exact_mut(row_bytes)) {
-        quantize(dtype, row, out).map_err(|error| numeric(error.to_string()))?;
+    for (nth, out) in bytes.chunks_exact_mut(row_bytes).enumerate() {
+        quantized(nth, out).map_err(|error| numeric(error.to_string()))?;
     }
     WeightMatrix::new(dtype, n_rows, n_cols, Bytes::from(bytes)).map_err(|error| numeric(error.to_string()))
 }
@@ -66,11 +79,11 @@ fn take_rows(
         return WeightMatrix::new(dtype, rows.len(), n_cols, Bytes::from(bytes))
             .map_err(|error| PruneError::Numeric { layer_idx, what: error.to_string() });
     }
-    let mut values = vec![0.0; rows.len() * n_cols];
-    for (&row, out) in rows.iter().zip(values.chunks_exact_mut(n_cols)) {
-        matrix.dequantize_row(row, out);
-    }
-    to_matrix(layer_idx, &values, rows.len(), n_cols, dtype)
+    let mut values = vec![0.0; n_cols];
+    quantized_rows(layer_idx, rows.len(), n_cols, dtype, |nth, out| {
+        matrix.dequantize_row(rows[nth], &mut values);
+        quantize(dtype, &values, out)
+    })
 }
 
 /// The entries `rows` of a vector.

@@ -10,7 +10,7 @@ use crate::methods::DepthMethod;
 use crate::pipeline::measured_share;
 use crate::projection::numeric;
 use crate::streams::Side;
-use secateur_engine::{Head, LayerRunner};
+use secateur_engine::Head;
 use secateur_model::LayerIdx;
 use std::time::Instant;
 
@@ -56,7 +56,7 @@ fn influence(job: &mut Job<'_>) -> Result<Vec<f64>, PruneError> {
         job.streams.read(Side::Teacher, 0, window_idx, &mut rows)?;
         for (layer_idx, sum) in sums.iter_mut().enumerate() {
             job.check_cancel()?;
-            let runner = LayerRunner::new(source.as_ref(), layer_idx, job.pool.clone())?;
+            let runner = job.runner(source.as_ref(), layer_idx)?;
             let before = rows.clone();
             advance_layer(job, &runner, &mut rows)?;
             sum.add_window(&before, &rows, hidden_size).map_err(|error| numeric(layer_idx, &error))?;
@@ -136,7 +136,7 @@ fn run_layer(
         return Ok(());
     }
     let source = &job.request.source;
-    let runner = LayerRunner::new(source.as_ref(), layer_idx, job.pool.clone())?;
+    let runner = job.runner(source.as_ref(), layer_idx)?;
     let len = rows.len() / n_windows;
     for rows in rows.chunks_exact_mut(len) {
         job.check_cancel()?;

@@ -237,9 +237,8 @@ fn rungs(method: MethodNeeds) -> impl Iterator<Item = Rung> {
     })
 }
 
-/// One part in this many of a predicted peak is left unused on purpose: so far peaks have been above predictions (5.7 %
-/// seen, with the sums in files).
-const RESERVE_SHARE: u64 = 12;
+/// One part in this many of a predicted peak is left unused on purpose: no prediction knows every page.
+const RESERVE_SHARE: u64 = 20;
 
 /// The first rung whose predicted peak is within `budget_bytes` with the reserve (the first of all without a budget),
 /// with its prediction.
@@ -265,15 +264,19 @@ pub fn choose_rung(
 /// Code and tables that a job brings into memory when it runs for the first time, and the same without the code of
 /// factorisations.
 const CODE_BYTES: u64 = 7 << 20;
-const MOMENTS_CODE_BYTES: u64 = 11 << 19;
+const MOMENTS_CODE_BYTES: u64 = 5 << 20;
 
 /// Rows of the vocabulary whose logits are in memory at a time.
 const VOCAB_BLOCK: u64 = 1024;
 /// Positions whose predictions are compared, and copies that are compared together with the untouched one.
 const DAMAGE_POSITIONS: u64 = 256;
 const COPIES_TOGETHER: u64 = 5;
-/// Packed panels of one thread.
-const THREAD_PANEL_BYTES: u64 = 768 << 10;
+/// Packed panels of one thread for projections, with its part of an attention.
+const THREAD_PANEL_BYTES: u64 = 600 << 10;
+/// Those for sums of products.
+const GRAM_PANEL_BYTES: u64 = 960 << 10;
+/// Pages around a layer that come into memory with it: faults map stretches of up to 2 MiB.
+const AROUND_BYTES: u64 = 1 << 20;
 /// Work space of factorisations and f64 products.
 const LINALG_BYTES: u64 = 5 << 18;
 
@@ -293,6 +296,10 @@ impl<'a> Sizes<'a> {
         THREAD_PANEL_BYTES * self.inputs.n_threads as u64
     }
 
+    fn gram_panels(&self) -> u64 {
+        GRAM_PANEL_BYTES * self.inputs.n_threads as u64
+    }
+
     /// Gram matrix and cross products while they are in memory.
     fn sums(&self) -> (u64, u64) {
         let method = self.inputs.method;
@@ -302,34 +309,33 @@ impl<'a> Sizes<'a> {
         (gram, cross)
     }
 
-    /// Buffers that a layer keeps between runs: packed inputs, and the second half of the gated product.
-    fn scratch(&self) -> u64 {
-        let rows = (self.rung.mlp_rows as u64).min(WINDOW_LEN as u64);
-        let q_width = self.inputs.q_width as u64;
-        4 * (rows * self.k + (WINDOW_LEN as u64 * self.d.max(q_width)).max(rows * self.k))
-    }
-
     /// Windows pass through a layer, teacher and student, and the sums are collected.
     fn windows(&self) -> Phase {
-        let (window, rows) = (WINDOW_LEN as u64, self.rung.mlp_rows as u64);
+        let window = WINDOW_LEN as u64;
+        let rows = (self.rung.mlp_rows as u64).min(window);
+        let (k, d) = (self.k, self.d);
         let (q_width, kv_width) = (self.inputs.q_width as u64, self.inputs.kv_width as u64);
-        let attn = 4 * window * (2 * self.d + 2 * q_width + 4 * kv_width).max(4 * self.d + q_width);
-        let mlp = 4 * rows * (4 * self.d + self.k);
+        // Input, inner and output of attention and MLP.
+        let between = window * (2 * d + q_width) + rows * (2 * d + k);
+        // Normed input, queries, keys and values; or normed input and one half of the gated product.
+        let inside = (window * (d + q_width + 2 * kv_width)).max(rows * (d + k));
+        let packed = (window * d.max(q_width)).max(rows * k);
         let (gram, cross) = self.sums();
         let method = self.inputs.method;
-        let attention_gram = if method.sweep && gram != 0 { 4 * q_width * q_width } else { 0 };
-        let moments = 16 * (self.k + q_width) * self.inputs.n_layers as u64 * u64::from(method.pooled);
+        let moments = 16 * (k + q_width) * self.inputs.n_layers as u64 * u64::from(method.pooled);
         Phase::new(
             "windows",
             &[
-                ("mapped layer", self.inputs.layer_bytes),
+                ("mapped layer", self.inputs.layer_bytes + AROUND_BYTES),
                 ("converted layer", self.inputs.converted_bytes),
-                ("hidden states", 2 * 4 * window * self.d),
-                ("activations", attn.max(mlp)),
-                ("layer buffers, teacher and student", 2 * self.scratch()),
+                ("hidden states", 2 * 4 * window * d),
+                ("activations between operations", 4 * between),
+                ("activations inside of them", 4 * inside),
+                ("keys and values of a window", 2 * 4 * window * kv_width),
+                ("packed inputs", 4 * packed),
                 ("thread panels", self.threads()),
+                ("thread panels of sums", if gram == 0 { 0 } else { self.gram_panels() }),
                 ("Gram matrix", gram),
-                ("Gram matrix of the attention", attention_gram),
                 ("cross products", cross),
                 ("sums of all layers", moments),
             ],
@@ -419,7 +425,8 @@ impl<'a> Sizes<'a> {
         let block = VOCAB_BLOCK.min(self.inputs.vocab_size as u64);
         let kl = 4 * COPIES_TOGETHER * DAMAGE_POSITIONS * (2 * self.d + block);
         let loss = 4 * WINDOW_LEN as u64 * (2 * self.d + block);
-        let both = if self.inputs.method.sweep { kl.max(loss) } else { loss };
+        let sweeps = self.inputs.method.sweep && self.rung.sums != SumsIn::Moments;
+        let both = if sweeps { kl.max(loss) } else { loss };
         Phase::new(
             "head",
             &[

@@ -6,16 +6,19 @@ use crate::error::PruneError;
 use crate::footprint::{PruneFootprint, Rung};
 use crate::speed::{StageRate, Work};
 use crate::streams::Streams;
+use secateur_engine::{LayerBuffers, LayerRunner};
 use secateur_model::{LayerIdx, PlanPolicy, PruneRatio, WeightSource};
 use secateur_tensor::DType;
 use secateur_tensor::kernels::ThreadPool;
+use secateur_tensor::kernels::heap::release_free_heap;
 use serde::de::DeserializeOwned;
 use serde::{Deserialize, Serialize};
 use std::collections::BTreeMap;
 use std::ops::ControlFlow;
+use std::panic::resume_unwind;
 use std::path::PathBuf;
-use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
+use std::sync::{Arc, Mutex, PoisonError};
 use std::time::Instant;
 
 /// Everything a prune job depends on.
@@ -214,6 +217,8 @@ pub(crate) struct Job<'a> {
     /// How the job keeps within its budget.
     pub(crate) rung: Rung,
     pub(crate) footprint: PruneFootprint,
+    /// What lies inside of a layer that runs.
+    buffers: LayerBuffers,
     work_done: BTreeMap<String, Work>,
     progress: &'a mut dyn FnMut(Progress),
     cancel: &'a AtomicBool,
@@ -235,6 +240,45 @@ pub(crate) struct JobParts<'a> {
     pub(crate) cancel: &'a AtomicBool,
 }
 
+/// What of a job the thread that solves its systems may see.
+#[derive(Clone, Copy)]
+pub(crate) struct Shared<'a> {
+    pub(crate) request: &'a PruneRequest,
+    pub(crate) pool: &'a ThreadPool,
+    pub(crate) rung: Rung,
+    cancel: &'a AtomicBool,
+}
+
+impl Shared<'_> {
+    /// # Errors
+    /// [`PruneError::Cancelled`] when the caller asked to stop.
+    pub(crate) fn check_cancel(&self) -> Result<(), PruneError> {
+        if self.cancel.load(Ordering::Relaxed) { Err(PruneError::Cancelled) } else { Ok(()) }
+    }
+
+    /// Goes on unless the caller asked to stop.
+    pub(crate) fn flow(&self) -> ControlFlow<()> {
+        if self.cancel.load(Ordering::Relaxed) { ControlFlow::Break(()) } else { ControlFlow::Continue(()) }
+    }
+}
+
+/// Runs `solve` on a thread of its own: the library of linear algebra keeps buffers as large as the last cache level
+/// for each thread that calls it, and they end with the thread. Without another thread it runs on this one.
+pub(crate) fn on_own_thread<T: Send>(solve: impl FnOnce() -> T + Send) -> T {
+    let solve = Mutex::new(Some(solve));
+    let run = || {
+        let solve = solve.lock().unwrap_or_else(PoisonError::into_inner).take();
+        solve.map(|solve| solve())
+    };
+    std::thread::scope(|scope| {
+        let done = match std::thread::Builder::new().name("solve".to_owned()).spawn_scoped(scope, run) {
+            Ok(thread) => thread.join().unwrap_or_else(|panic| resume_unwind(panic)),
+            Err(_) => run(),
+        };
+        done.expect("it is taken once: by the thread, or here when there is none")
+    })
+}
+
 impl<'a> Job<'a> {
     pub(crate) fn new(parts: JobParts<'a>) -> Self {
         Self {
@@ -247,6 +291,7 @@ impl<'a> Job<'a> {
             notes: Vec::new(),
             rung: parts.rung,
             footprint: parts.footprint,
+            buffers: LayerBuffers::default(),
             work_done: BTreeMap::new(),
             progress: parts.progress,
             cancel: parts.cancel,
@@ -255,15 +300,30 @@ impl<'a> Job<'a> {
         }
     }
 
+    /// A layer of `source` that can be run.
+    pub(crate) fn runner(
+        &self,
+        source: &dyn WeightSource,
+        layer_idx: LayerIdx,
+    ) -> Result<LayerRunner, PruneError> {
+        Ok(LayerRunner::with_buffers(source, layer_idx, self.pool.clone(), &self.buffers)?)
+    }
+
+    /// Gives back what running layers has left: it must not lie beside the systems that are solved next.
+    pub(crate) fn release_buffers(&self) {
+        self.buffers.release();
+        self.pool.release_panels();
+        release_free_heap();
+    }
+
+    pub(crate) fn shared(&self) -> Shared<'_> {
+        Shared { request: self.request, pool: &self.pool, rung: self.rung, cancel: self.cancel }
+    }
+
     /// # Errors
     /// [`PruneError::Cancelled`] when the caller asked to stop.
     pub(crate) fn check_cancel(&self) -> Result<(), PruneError> {
-        if self.cancel.load(Ordering::Relaxed) { Err(PruneError::Cancelled) } else { Ok(()) }
-    }
-
-    /// Goes on unless the caller asked to stop.
-    pub(crate) fn flow(&self) -> ControlFlow<()> {
-        if self.cancel.load(Ordering::Relaxed) { ControlFlow::Break(()) } else { ControlFlow::Continue(()) }
+        self.shared().check_cancel()
     }
 
     /// Adds work to a stage; its time is added by [`Self::clock`].

@@ -9,11 +9,11 @@ use crate::apply::{convert_layer, cut_attention, cut_mlp, narrowed, round_matrix
 use crate::calibration::WINDOW_LEN;
 use crate::error::PruneError;
 use crate::footprint::SumsIn;
-use crate::job::{Job, LayerReport};
+use crate::job::{Job, LayerReport, on_own_thread};
 use crate::methods::InputSource;
 use crate::numeric::NumericError;
 use crate::overlay::{LayerWeights, OverlaySource, read_layer, write_layer};
-use crate::projection::{Projection, Wanted, accumulate, numeric, settle_sums};
+use crate::projection::{Projection, accumulate, make_wanted, numeric, settle_sums};
 use crate::registry::Method;
 use crate::rounding::{Feedback, feeds_back, is_coarse};
 use crate::speed::{
@@ -23,8 +23,7 @@ use crate::stats::LayerStats;
 use crate::streams::Side;
 use secateur_engine::{LayerRunner, Sublayer};
 use secateur_model::{LayerConfig, LayerIdx, WeightId, WeightRole, WeightSource};
-use secateur_tensor::kernels::heap::release_free_heap;
-use secateur_tensor::kernels::{cross_accumulate, gram_accumulate, mirror_upper};
+use secateur_tensor::kernels::{ThreadPool, cross_accumulate, gram_accumulate, mirror_upper};
 use secateur_tensor::{DType, WeightMatrix};
 use std::time::Instant;
 
@@ -143,7 +142,7 @@ pub(crate) fn prune_layer(
     second_pass(job, layer_idx, &student, &mut report)?;
     source.give_back_layer(layer_idx);
     job.streams.sync(layer_idx + 1)?;
-    release_free_heap();
+    job.release_buffers();
     Ok(report)
 }
 
@@ -283,25 +282,8 @@ impl LayerAtWork<'_, '_> {
             return Ok(());
         };
         let from = Instant::now();
-        let fail = |error: NumericError| numeric(layer_idx, &error);
-        let n_in = sums.n_in;
-        let map = share.map(|share| sums.alignment(share)).transpose().map_err(fail)?;
-        let any = matrices.iter().any(|(.., dtype)| feeds_back(*dtype));
-        let feedback = any.then(|| Feedback::of_gram(sums.gram, n_in)).transpose().map_err(fail)?;
-        let mut written = LayerWeights::new();
-        for (role, matrix, dtype) in matrices {
-            let mut values = matrix.to_f32();
-            if let Some(map) = &map {
-                values = aligned(&values, map, n_in).map_err(|error| numeric(layer_idx, &error))?;
-            }
-            let stored = match &feedback {
-                Some(feedback) if feeds_back(dtype) => {
-                    round_matrix(&self.job.pool, layer_idx, values, n_in, (feedback, dtype))
-                }
-                _ => to_matrix(layer_idx, &values, matrix.n_rows(), n_in, dtype),
-            };
-            written.insert(role, stored?);
-        }
+        let pool = &self.job.pool;
+        let written = on_own_thread(|| rewrite_matrices(pool, layer_idx, sums, share, matrices))?;
         self.keep(written)?;
         student.put_memory(layer_idx, self.shape, self.weights()?);
         self.job.clock("align", from);
@@ -331,6 +313,37 @@ impl LayerAtWork<'_, '_> {
         self.job.clock("solve", from);
         Ok(pruned.kept)
     }
+}
+
+/// Matrices that read the normed hidden states of a sub-layer, in new dtypes: aligned by `share`, and rounded with feedback
+/// where the dtype asks for it.
+fn rewrite_matrices(
+    pool: &ThreadPool,
+    layer_idx: LayerIdx,
+    sums: NormedSums,
+    share: Option<f64>,
+    matrices: Vec<(WeightRole, WeightMatrix, DType)>,
+) -> Result<LayerWeights, PruneError> {
+    let fail = |error: NumericError| numeric(layer_idx, &error);
+    let n_in = sums.n_in;
+    let map = share.map(|share| sums.alignment(share)).transpose().map_err(fail)?;
+    let any = matrices.iter().any(|(.., dtype)| feeds_back(*dtype));
+    let feedback = any.then(|| Feedback::of_gram(sums.gram, n_in)).transpose().map_err(fail)?;
+    let mut written = LayerWeights::new();
+    for (role, matrix, dtype) in matrices {
+        let mut values = matrix.to_f32();
+        if let Some(map) = &map {
+            values = aligned(&values, map, n_in).map_err(|error| numeric(layer_idx, &error))?;
+        }
+        let stored = match &feedback {
+            Some(feedback) if feeds_back(dtype) => {
+                round_matrix(pool, layer_idx, values, n_in, (feedback, dtype))
+            }
+            _ => to_matrix(layer_idx, &values, matrix.n_rows(), n_in, dtype),
+        };
+        written.insert(role, stored?);
+    }
+    Ok(written)
 }
 
 /// Stores the layer's new matrices and lets the student run them.
@@ -366,10 +379,9 @@ fn normed_sums(
 ) -> Result<Option<NormedSums>, PruneError> {
     let from = Instant::now();
     let n_in = student.config().hidden_size;
-    let runner = LayerRunner::new(student, layer_idx, job.pool.clone())?;
+    let runner = job.runner(student, layer_idx)?;
     let source = job.request.source.clone();
-    let teacher =
-        with_teacher.then(|| LayerRunner::new(source.as_ref(), layer_idx, job.pool.clone())).transpose()?;
+    let teacher = with_teacher.then(|| job.runner(source.as_ref(), layer_idx)).transpose()?;
     let mut gram = vec![0.0; n_in * n_in];
     let mut cross = vec![0.0; if with_teacher { n_in * n_in } else { 0 }];
     let mut rows = vec![0.0; WINDOW_LEN * n_in];
@@ -392,6 +404,7 @@ fn normed_sums(
             cross_accumulate(&job.pool, &normed, &wanted, n_in, n_in, &mut cross);
         }
     }
+    job.release_buffers();
     mirror_upper(&mut gram, n_in);
     job.count("calibrate", normed_sums_flops(job, with_teacher));
     job.clock("calibrate", from);
@@ -409,8 +422,8 @@ fn attention_stats(
 ) -> Result<LayerStats, PruneError> {
     let from = Instant::now();
     let (source, layer_idx) = (job.request.source.clone(), projection.layer_idx);
-    let teacher_runner = LayerRunner::new(source.as_ref(), layer_idx, job.pool.clone())?;
-    let student_runner = LayerRunner::new(student, layer_idx, job.pool.clone())?;
+    let teacher_runner = job.runner(source.as_ref(), layer_idx)?;
+    let student_runner = job.runner(student, layer_idx)?;
     let mut stats = projection.stats(method);
     let mut rows = vec![0.0; WINDOW_LEN * projection.n_out];
     let (side, runner) = match method.width.inputs() {
@@ -426,10 +439,11 @@ fn attention_stats(
         }
         job.streams.read(side, layer_idx, window_idx, &mut rows)?;
         if let Some(run) = runner.run(Sublayer::Attn, &rows)? {
-            let wanted = has_target.then_some(Wanted { before: &rows, teacher_after: &target });
-            accumulate(job, layer_idx, run.inner(), wanted, &mut stats)?;
+            make_wanted(&mut target, &rows);
+            accumulate(job, layer_idx, run.inner(), has_target.then_some(&target), &mut stats)?;
         }
     }
+    job.release_buffers();
     settle_sums(job, &mut stats)?;
     job.count("calibrate", attention_pass_flops(job, &source.config().layers[layer_idx], method));
     job.clock("calibrate", from);
@@ -447,29 +461,30 @@ fn first_pass(
     let from = Instant::now();
     let source = job.request.source.clone();
     let hidden_size = source.config().hidden_size;
-    let teacher_runner = LayerRunner::new(source.as_ref(), layer_idx, job.pool.clone())?;
-    let student_runner = LayerRunner::new(student, layer_idx, job.pool.clone())?;
+    let teacher_runner = job.runner(source.as_ref(), layer_idx)?;
+    let student_runner = job.runner(student, layer_idx)?;
     let mut stats = method.map(|method| Projection::of_mlp(source.config(), layer_idx).stats(method));
     let layer = source.config().layers[layer_idx];
     let mut rows = vec![0.0; WINDOW_LEN * hidden_size];
+    let mut teacher = rows.clone();
     for window_idx in 0..job.set.n_windows() {
         job.check_cancel()?;
         let is_fit = window_idx < job.set.n_fit();
-        mids.read(job, (Side::Teacher, &teacher_runner), (layer_idx, window_idx), &mut rows)?;
+        mids.read(job, (Side::Teacher, &teacher_runner), (layer_idx, window_idx), &mut teacher)?;
         let dense_method = method.filter(|method| method.width.inputs() == InputSource::Dense && is_fit);
         if let (Some(_), Some(stats)) = (dense_method, &mut stats) {
-            collect(job, layer_idx, &teacher_runner, &rows, None, stats)?;
+            collect(job, layer_idx, &teacher_runner, &teacher, None, stats)?;
         }
-        advance(job, &teacher_runner, Sublayer::Mlp, &mut rows)?;
-        job.streams.write(Side::Teacher, layer_idx + 1, window_idx, &rows)?;
-        let teacher_next = std::mem::take(&mut rows);
-        rows = vec![0.0; WINDOW_LEN * hidden_size];
+        advance(job, &teacher_runner, Sublayer::Mlp, &mut teacher)?;
+        job.streams.write(Side::Teacher, layer_idx + 1, window_idx, &teacher)?;
         mids.read(job, (Side::Student, &student_runner), (layer_idx, window_idx), &mut rows)?;
         let own_method = method.filter(|method| method.width.inputs() == InputSource::PrunedPrefix && is_fit);
         if let (Some(_), Some(stats)) = (own_method, &mut stats) {
-            collect(job, layer_idx, &student_runner, &rows, Some(&teacher_next), stats)?;
+            make_wanted(&mut teacher, &rows);
+            collect(job, layer_idx, &student_runner, &rows, Some(&teacher), stats)?;
         }
     }
+    job.release_buffers();
     if let Some(stats) = &mut stats {
         settle_sums(job, stats)?;
     }
@@ -504,22 +519,20 @@ pub(crate) fn advance_layer(job: &Job<'_>, runner: &LayerRunner, rows: &mut [f32
     advance(job, runner, Sublayer::Mlp, rows)
 }
 
-/// Adds one window to the statistics of an MLP. `mid`: hidden states before it; the target is what it would have to
-/// add to reach `teacher_next`.
+/// Adds one window to the statistics of an MLP. `mid`: hidden states before it; `wanted`: what it should add to them.
 pub(crate) fn collect(
     job: &Job<'_>,
     layer_idx: LayerIdx,
     runner: &LayerRunner,
     mid: &[f32],
-    teacher_next: Option<&[f32]>,
+    wanted: Option<&[f32]>,
     stats: &mut LayerStats,
 ) -> Result<(), PruneError> {
     let portion = job.rung.mlp_rows * stats.n_out;
-    let mut next = teacher_next.map(|next| next.chunks(portion));
-    for before in mid.chunks(portion) {
-        let next = next.as_mut().and_then(Iterator::next);
-        let Some(run) = runner.run_mlp_inner(before)? else { return Ok(()) };
-        let wanted = next.map(|teacher_after| Wanted { before, teacher_after });
+    let mut wanted = wanted.map(|wanted| wanted.chunks(portion));
+    for mid in mid.chunks(portion) {
+        let wanted = wanted.as_mut().and_then(Iterator::next);
+        let Some(run) = runner.run_mlp_inner(mid)? else { return Ok(()) };
         accumulate(job, layer_idx, run.inner(), wanted, stats)?;
     }
     Ok(())
@@ -535,12 +548,8 @@ fn second_pass(
     let from = Instant::now();
     let source = job.request.source.clone();
     let hidden_size = source.config().hidden_size;
-    let teacher_runner = if report.removed {
-        Some(LayerRunner::new(source.as_ref(), layer_idx, job.pool.clone())?)
-    } else {
-        None
-    };
-    let student_runner = LayerRunner::new(student, layer_idx, job.pool.clone())?;
+    let teacher_runner = if report.removed { Some(job.runner(source.as_ref(), layer_idx)?) } else { None };
+    let student_runner = job.runner(student, layer_idx)?;
     let mut rows = vec![0.0; WINDOW_LEN * hidden_size];
     let mut teacher = vec![0.0; WINDOW_LEN * hidden_size];
     let (mut fit, mut held_out) = (Drift::default(), Drift::default());

@@ -12,7 +12,7 @@ use crate::registry::Method;
 use crate::stats::LayerStats;
 use crate::streams::Side;
 use crate::widths::WidthGrid;
-use secateur_engine::{LayerRunner, Sublayer};
+use secateur_engine::Sublayer;
 use std::time::Instant;
 
 const RECORD: &str = "probe-pooled.json";
@@ -58,7 +58,7 @@ fn scores(job: &mut Job<'_>, method: &Method) -> Result<Vec<LayerScores>, PruneE
         job.streams.read(Side::Teacher, 0, window_idx, &mut rows)?;
         for (layer_idx, [attention, mlp]) in sums.iter_mut().enumerate() {
             job.check_cancel()?;
-            let runner = LayerRunner::new(source.as_ref(), layer_idx, job.pool.clone())?;
+            let runner = job.runner(source.as_ref(), layer_idx)?;
             if let Some(run) = runner.run(Sublayer::Attn, &rows)? {
                 accumulate(job, layer_idx, run.inner(), None, attention)?;
                 rows.copy_from_slice(run.output());

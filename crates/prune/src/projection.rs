@@ -4,7 +4,7 @@
 use crate::apply::{Recovered, storage_dtype, store_projection};
 use crate::error::PruneError;
 use crate::footprint::SumsIn;
-use crate::job::Job;
+use crate::job::{Job, Shared, on_own_thread};
 use crate::matrix::{MatrixView, RowStore};
 use crate::methods::{Linear, Needs, Recovery, select_units, unit_range};
 use crate::numeric::NumericError;
@@ -14,7 +14,6 @@ use crate::speed::solve_flops;
 use crate::spill::{DiskMatrix, WeightRows};
 use crate::stats::{LayerStats, StoredSums, TargetStats};
 use secateur_model::{LayerIdx, ModelConfig, WeightId, WeightRole};
-use secateur_tensor::kernels::heap::release_free_heap;
 use secateur_tensor::kernels::{cross_accumulate, gram_accumulate, mirror_upper};
 use std::sync::Arc;
 
@@ -80,11 +79,15 @@ impl Projection {
     }
 
     /// The original weight: in memory when there is room for it, else decoded row by row.
-    pub(crate) fn rows(self, job: &Job<'_>) -> Result<ProjectionRows, PruneError> {
+    pub(crate) fn rows(self, job: Shared<'_>) -> Result<ProjectionRows, PruneError> {
         let source = &job.request.source;
         Ok(match job.rung.sums {
             SumsIn::Files => ProjectionRows::Mapped(WeightRows::new(source.clone(), self.id())?),
-            SumsIn::Memory | SumsIn::Moments => ProjectionRows::Memory(source.require(self.id())?.to_f32()),
+            SumsIn::Memory | SumsIn::Moments => {
+                let values = source.require(self.id())?.to_f32();
+                source.give_back(self.id());
+                ProjectionRows::Memory(values)
+            }
         })
     }
 
@@ -96,18 +99,23 @@ impl Projection {
         keep: usize,
         stats: &mut LayerStats,
     ) -> Result<PrunedProjection, PruneError> {
-        let (kept, mut recovery) = self.solve(job, method, keep, stats)?;
-        let columns = unit_range(&kept, self.unit_len);
-        let source_dtype = job.request.source.require(self.id())?.dtype();
-        let dtype = storage_dtype(job.request.dtype, source_dtype, columns.len());
-        let weight = store_projection(&job.pool, self.layer_idx, &mut recovery, &columns, stats, dtype)?;
-        job.count("solve", solve_flops(stats, columns.len()));
-        Ok(PrunedProjection { kept, weight, bias: recovery.bias })
+        let shared = job.shared();
+        let pruned = on_own_thread(|| {
+            let (kept, mut recovery) = self.solve(shared, method, keep, stats)?;
+            let columns = unit_range(&kept, self.unit_len);
+            let source_dtype = shared.request.source.require(self.id())?.dtype();
+            let dtype = storage_dtype(shared.request.dtype, source_dtype, columns.len());
+            let weight =
+                store_projection(shared.pool, self.layer_idx, &mut recovery, &columns, stats, dtype)?;
+            Ok::<_, PruneError>(PrunedProjection { kept, weight, bias: recovery.bias })
+        })?;
+        job.count("solve", solve_flops(stats, pruned.kept.len() * self.unit_len));
+        Ok(pruned)
     }
 
     fn solve(
         self,
-        job: &Job<'_>,
+        job: Shared<'_>,
         method: &Method,
         keep: usize,
         stats: &mut LayerStats,
@@ -197,20 +205,19 @@ pub(crate) fn fit_problem<'a>(
     FitProblem::of_matrices(matrices, stats.n_in, stats.n_out, damping)
 }
 
-/// What an output projection would have to add to each token: the way from the student's hidden states before the
-/// sub-layer to the teacher's after it. Both `[n, d]`.
-#[derive(Clone, Copy)]
-pub(crate) struct Wanted<'a> {
-    pub(crate) before: &'a [f32],
-    pub(crate) teacher_after: &'a [f32],
+/// Turns the teacher's hidden states after a sub-layer into what an output projection would have to add to the student's
+/// before it. Both `[n, d]`.
+pub(crate) fn make_wanted(teacher_after: &mut [f32], before: &[f32]) {
+    teacher_after.iter_mut().zip(before).for_each(|(teacher, before)| *teacher -= before);
 }
 
-/// Adds inputs `[n, k]` of a projection to its sums, and what was wanted of it where there is a target.
+/// Adds inputs `[n, k]` of a projection to its sums, and where there is a target what was wanted of it, `[n, d]`
+/// ([`make_wanted`]).
 pub(crate) fn accumulate(
     job: &Job<'_>,
     layer_idx: LayerIdx,
     inputs: &[f32],
-    wanted: Option<Wanted<'_>>,
+    wanted: Option<&[f32]>,
     stats: &mut LayerStats,
 ) -> Result<(), PruneError> {
     let (k, d) = (stats.n_in, stats.n_out);
@@ -219,8 +226,7 @@ pub(crate) fn accumulate(
         gram_accumulate(&job.pool, inputs, k, gram);
     }
     if let (Some(target), Some(wanted)) = (&mut stats.target, wanted) {
-        let wanted: Vec<f32> = wanted.teacher_after.iter().zip(wanted.before).map(|(t, h)| t - h).collect();
-        cross_accumulate(&job.pool, inputs, &wanted, k, d, &mut target.cross);
+        cross_accumulate(&job.pool, inputs, wanted, k, d, &mut target.cross);
         for row in wanted.chunks_exact(d) {
             for (sum, &value) in target.sum.iter_mut().zip(row) {
                 *sum += f64::from(value);
@@ -237,8 +243,6 @@ pub(crate) fn settle_sums(job: &Job<'_>, stats: &mut LayerStats) -> Result<(), P
     const FILES: [&str; 2] = ["spill-gram", "spill-cross"];
     let Some(gram) = &mut stats.gram else { return Ok(()) };
     mirror_upper(gram, stats.n_in);
-    // What the windows have left in the heap must not lie beside the systems that are solved next.
-    release_free_heap();
     if job.rung.sums != SumsIn::Files {
         return Ok(());
     }

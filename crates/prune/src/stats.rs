@@ -228,10 +228,11 @@ impl LayerStats {
         }
         let weight_t = Operand::new(&wide, d, k).t();
         let mut energy = 0.0;
+        let (mut rows, mut product) = (Vec::new(), Vec::new());
         for (first, n_rows) in panels(k) {
-            let rows = gram.rows((first, n_rows), k, &mut buffer)?;
-            let rows: Vec<f64> = rows.iter().copied().map(f64::from).collect();
-            let mut product = vec![0.0f64; n_rows * d];
+            rows.clear();
+            rows.extend(gram.rows((first, n_rows), k, &mut buffer)?.iter().copied().map(f64::from));
+            product.resize(n_rows * d, 0.0f64);
             multiply(Operand::new(&rows, n_rows, k), weight_t, Product::Replace(1.0), &mut product)?;
             for (at, value) in product.iter().enumerate() {
                 energy += value * wide[at % d * k + first + at / d];

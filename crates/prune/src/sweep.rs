@@ -11,7 +11,7 @@
 use crate::calibration::WINDOW_LEN;
 use crate::comp::LayerImportance;
 use crate::error::PruneError;
-use crate::job::{Job, Stage};
+use crate::job::{Job, Shared, Stage, on_own_thread};
 use crate::layer_pass::{advance, advance_layer, collect};
 use crate::methods::{step_of, unit_range};
 use crate::pipeline::measured_share;
@@ -24,7 +24,6 @@ use crate::stats::LayerStats;
 use crate::streams::Side;
 use crate::widths::WidthGrid;
 use secateur_engine::{Head, LayerRunner, Sublayer};
-use secateur_tensor::kernels::heap::release_free_heap;
 use secateur_tensor::kernels::{GemmArgs, MatMut, MatRef, gemm};
 use serde::{Deserialize, Serialize};
 use std::time::Instant;
@@ -146,7 +145,7 @@ pub(crate) fn sweep(job: &mut Job<'_>, damping: Damping) -> Result<Vec<LayerDama
         let layer = source.config().layers[layer_idx];
         job.count("measure", sweep_flops(job, &layer, state.n_copies + n_curve, n_curve));
         source.give_back_layer(layer_idx);
-        release_free_heap();
+        job.release_buffers();
     }
     state.layer_idx = n_layers;
     let kl = state.divergences(job)?;
@@ -220,7 +219,7 @@ impl Sweep {
 
     fn layer(&mut self, job: &Job<'_>, layer_idx: usize) -> Result<LayerDamage, PruneError> {
         let source = job.request.source.clone();
-        let runner = LayerRunner::new(source.as_ref(), layer_idx, job.pool.clone())?;
+        let runner = job.runner(source.as_ref(), layer_idx)?;
         for copy in 0..self.n_copies {
             job.check_cancel()?;
             let slot = self.copy_slot(copy);
@@ -231,6 +230,7 @@ impl Sweep {
         let LayerSums { importance, attention, mlp } = self.curve_windows(job, layer_idx, &runner)?;
         // Neither the layer's buffers nor its pages are needed while its systems are solved.
         drop(runner);
+        job.release_buffers();
         source.give_back_layer(layer_idx);
         let config = source.config();
         let attention =
@@ -241,7 +241,7 @@ impl Sweep {
             mlp,
             (WidthGrid::NEURONS.floor, self.damping),
         )?;
-        let runner = LayerRunner::new(source.as_ref(), layer_idx, job.pool.clone())?;
+        let runner = job.runner(source.as_ref(), layer_idx)?;
         self.read(job, self.untouched_slot())?;
         if is_measured(layer_idx, config.n_layers()) {
             self.start_copies(job, &runner, &mlp, &attention)?;
@@ -381,11 +381,22 @@ fn cut_for_curve(
             ..CurveCut::default()
         });
     }
-    let fail = |error| numeric(projection.layer_idx, &error as &dyn std::error::Error);
     settle_sums(job, &mut stats)?;
+    let shared = job.shared();
+    on_own_thread(|| cut_settled(shared, projection, &mut stats, (floor, damping)))
+}
+
+/// As [`cut_for_curve`], with sums that are settled.
+fn cut_settled(
+    job: Shared<'_>,
+    projection: Projection,
+    stats: &mut LayerStats,
+    (floor, damping): (usize, Damping),
+) -> Result<CurveCut, PruneError> {
+    let fail = |error| numeric(projection.layer_idx, &error as &dyn std::error::Error);
     let rows = projection.rows(job)?;
     stats.set_own_target(rows.view()).map_err(fail)?;
-    let problem = fit_problem(&stats, rows.view(), damping).map_err(fail)?;
+    let problem = fit_problem(stats, rows.view(), damping).map_err(fail)?;
     let n_units = projection.n_in / projection.unit_len;
     let options = RemovalOptions {
         unit_len: projection.unit_len,

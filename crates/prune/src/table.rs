@@ -6,7 +6,7 @@
 use crate::calibration::WINDOW_LEN;
 use crate::error::PruneError;
 use crate::rounding::Feedback;
-use secateur_engine::{Embedding, Head, LayerRunner, Sublayer};
+use secateur_engine::{Embedding, Head, LayerBuffers, LayerRunner, Sublayer};
 use secateur_model::WeightSource;
 use secateur_tensor::DType;
 use secateur_tensor::kernels::{ThreadPool, gram_accumulate, mirror_upper};
@@ -38,6 +38,7 @@ impl HeadRounder {
             return Err(PruneError::TooFewTokens { got: tokens.len(), needed: WINDOW_LEN });
         }
         let (embedding, head) = (Embedding::new(source)?, Head::new(source)?);
+        let buffers = LayerBuffers::default();
         let mut gram = vec![0.0; d * d];
         let mut rows = vec![0.0; WINDOW_LEN * d];
         let mut normed = rows.clone();
@@ -47,7 +48,7 @@ impl HeadRounder {
                 if cancel.load(Ordering::Relaxed) {
                     return Err(PruneError::Cancelled);
                 }
-                let runner = LayerRunner::new(source, layer_idx, pool.clone())?;
+                let runner = LayerRunner::with_buffers(source, layer_idx, pool.clone(), &buffers)?;
                 for sublayer in [Sublayer::Attn, Sublayer::Mlp] {
                     if let Some(run) = runner.run(sublayer, &rows)? {
                         rows.copy_from_slice(run.output());

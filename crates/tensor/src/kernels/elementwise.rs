@@ -412,8 +412,21 @@ pub fn axpy(alpha: f32, x: &[f32], y: &mut [f32]) {
 /// `y += x`.
 /// # Panics
 /// When the lengths differ.
-pub fn add_in_place(y: &mut [f32], x: &[f32]) {
-    Isa::detect().dispatch(Axpy { alpha: 1.0, x, y });
+pub fn add_in_place(pool: &ThreadPool, y: &mut [f32], x: &[f32]) {
+    assert_eq!(x.len(), y.len(), "x and y differ in length");
+    let isa = Isa::detect();
+    if x.len() < SERIAL_VALUES {
+        isa.dispatch(Axpy { alpha: 1.0, x, y });
+        return;
+    }
+    let y = OutPtr::new(y);
+    pool.run(x.len().div_ceil(CHUNK), &|task_idx| {
+        let start = task_idx * CHUNK;
+        let x = &x[start..x.len().min(start + CHUNK)];
+        // SAFETY: `y` has the length of `x`, and this chunk belongs to this task alone.
+        let y = unsafe { y.slice(start, x.len()) };
+        isa.dispatch(Axpy { alpha: 1.0, x, y });
+    });
 }
 
 pub(crate) struct Axpy<'a> {

@@ -27,7 +27,7 @@ const PANEL_VALUES: usize = 2 * BLOCK_SIDES[0] * KC;
 /// Multiplications below which one thread is faster than waking others.
 const SERIAL_PRODUCTS: usize = 32 << 10;
 
-/// Bytes that [`gemm`], [`gram_accumulate`] and [`cross_accumulate`] allocate while they run.
+/// Bytes that [`gemm`], [`gram_accumulate`] and [`cross_accumulate`] take from the pool, which keeps them.
 #[must_use]
 pub const fn gemm_scratch_bytes(n_threads: usize) -> usize {
     n_threads * PANEL_VALUES * size_of::<f32>()
@@ -125,23 +125,24 @@ pub(crate) fn run_gemm(isa: Isa, pool: &ThreadPool, args: GemmArgs<'_>, part: Pa
     let enough = TASKS_PER_THREAD * pool.n_threads();
     let side = BLOCK_SIDES.into_iter().find(|side| enough <= n_blocks_of(*side)).unwrap_or(BLOCK_SIDES[2]);
     let (n_col_blocks, n_blocks) = (n.div_ceil(side), n_blocks_of(side));
-    let mut panels = vec![0.0_f32; pool.n_threads() * PANEL_VALUES];
-    let panels = OutPtr::new(&mut panels);
     let (c_layout, c) = (c.layout, OutPtr::new(c.data));
-    let task = |worker_idx: usize, task_idx: usize| {
-        let first_row = task_idx / n_col_blocks * side;
-        let first_col = task_idx % n_col_blocks * side;
-        let block =
-            Block { first_row, first_col, n_rows: side.min(m - first_row), n_cols: side.min(n - first_col) };
-        // SAFETY: the buffer has `PANEL_VALUES` for each thread, and no other task has this worker index now.
-        let panels = unsafe { panels.slice(worker_idx * PANEL_VALUES, PANEL_VALUES) };
-        isa.dispatch(BlockTask { alpha, a, b, beta, c, c_layout, block, part, panels });
-    };
-    if m * n * k.max(1) <= SERIAL_PRODUCTS {
-        (0..n_blocks).for_each(|task_idx| task(0, task_idx));
-    } else {
-        pool.run_indexed(n_blocks, &task);
-    }
+    pool.with_panels(pool.n_threads() * PANEL_VALUES, |panels| {
+        let panels = OutPtr::new(panels);
+        let task = |worker_idx: usize, task_idx: usize| {
+            let first_row = task_idx / n_col_blocks * side;
+            let first_col = task_idx % n_col_blocks * side;
+            let (n_rows, n_cols) = (side.min(m - first_row), side.min(n - first_col));
+            let block = Block { first_row, first_col, n_rows, n_cols };
+            // SAFETY: the buffer has `PANEL_VALUES` for each thread, and no other task has this worker index now.
+            let panels = unsafe { panels.slice(worker_idx * PANEL_VALUES, PANEL_VALUES) };
+            isa.dispatch(BlockTask { alpha, a, b, beta, c, c_layout, block, part, panels });
+        };
+        if m * n * k.max(1) <= SERIAL_PRODUCTS {
+            (0..n_blocks).for_each(|task_idx| task(0, task_idx));
+        } else {
+            pool.run_indexed(n_blocks, &task);
+        }
+    });
 }
 
 #[derive(Clone, Copy)]

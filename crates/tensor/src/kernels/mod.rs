@@ -3,8 +3,8 @@
 //! Kernels are written once over the vector vocabulary in `simd` and compiled for each instruction set; [`active_isa`]
 //! names the one in use. Every kernel has a plain twin in [`naive`]. Results do not depend on the number of threads.
 //!
-//! Memory: only [`MatmulScratch`] and [`AttentionScratch`], which callers keep, and the panels that [`gemm`] and its
-//! relatives allocate for one call; `*_scratch_bytes` give their sizes.
+//! Memory: only [`MatmulScratch`] and [`AttentionScratch`], which callers keep, and the panels of [`gemm`] and its
+//! relatives, which the pool keeps; `*_scratch_bytes` give their sizes.
 #![deny(clippy::undocumented_unsafe_blocks)]
 
 mod attention;

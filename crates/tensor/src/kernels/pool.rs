@@ -8,6 +8,7 @@
 //! `inside` is zero. A worker raises `inside` before it looks at `open`; both are sequentially consistent,
 //! so either the worker sees a closed job or the caller sees the worker and waits for it.
 
+use super::matmul::grow;
 use std::any::Any;
 use std::cell::UnsafeCell;
 use std::panic::{AssertUnwindSafe, catch_unwind, resume_unwind};
@@ -68,6 +69,8 @@ pub struct ThreadPool {
     shared: Arc<Shared>,
     workers: Vec<JoinHandle<()>>,
     running: Mutex<()>,
+    /// Packed operands of the products that run on this pool.
+    panels: Mutex<Vec<f32>>,
 }
 
 impl std::fmt::Debug for ThreadPool {
@@ -108,7 +111,7 @@ impl ThreadPool {
             let Ok(handle) = thread.spawn(move || work(&shared, worker_idx)) else { break };
             workers.push(handle);
         }
-        Self { shared, workers, running: Mutex::new(()) }
+        Self { shared, workers, running: Mutex::new(()), panels: Mutex::default() }
     }
 
     /// Threads that take part in a job, the caller included.
@@ -151,6 +154,18 @@ impl ThreadPool {
         if let Some(payload) = from_worker {
             resume_unwind(payload);
         }
+    }
+
+    /// Hands `run` a buffer of `len` values, which stays for the next call; what it holds is left open.
+    pub(crate) fn with_panels<T>(&self, len: usize, run: impl FnOnce(&mut [f32]) -> T) -> T {
+        let mut own = Vec::new();
+        let mut held = self.panels.try_lock().ok();
+        run(grow(held.as_deref_mut().unwrap_or(&mut own), len))
+    }
+
+    /// Frees the memory that products on this pool have left for the next one.
+    pub fn release_panels(&self) {
+        *lock(&self.panels) = Vec::new();
     }
 
     fn try_hold(&self) -> Option<MutexGuard<'_, ()>> {

@@ -59,7 +59,7 @@ fn run_everything(pool: &ThreadPool) {
     silu_mul(pool, &mut out, &y);
     softmax_in_place(&mut out);
     assert!(sum_exp_gap(&x, &y, max(&x)).is_finite() && sum_exp(&x, max(&x)).is_finite());
-    add_in_place(&mut out, &y);
+    add_in_place(pool, &mut out, &y);
     assert!(all_finite(&out) && argmax(&out).is_some());
     assert!(log_sum_exp(&x).is_finite() && dot(&x, &y).is_finite());
     let table = RotaryTable { pairs: RotaryPairs::Halves, head_dim: 10, values: &noise(3, 20) };

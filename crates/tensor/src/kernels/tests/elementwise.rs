@@ -4,8 +4,8 @@ use crate::kernels::elementwise::{
 };
 use crate::kernels::exp::{MAX_ARGUMENT, MAX_RELATIVE_ERROR, MIN_ARGUMENT, exp};
 use crate::kernels::isa::{Isa, Kernel};
-use crate::kernels::naive;
 use crate::kernels::simd::{MAX_LANES, Simd};
+use crate::kernels::{ThreadPool, add_in_place, naive};
 
 struct ExpOf<'a>(&'a mut [f32; MAX_LANES]);
 
@@ -161,6 +161,17 @@ fn dot_and_axpy_are_like_their_twins() {
             let want: Vec<f32> = a.iter().zip(&b).map(|(a, b)| b + 0.25 * a).collect();
             assert_close(&y, &want, 1e-6, 1.0, &format!("{}, {n}", isa.name()));
         }
+    }
+}
+
+#[test]
+fn what_is_added_in_parts_is_the_plain_sum() {
+    let pool = ThreadPool::new(3);
+    for n in ODD.into_iter().chain([1536, 70_001]) {
+        let (x, y) = (noise(8, n), noise(9, n));
+        let mut got = y.clone();
+        add_in_place(&pool, &mut got, &x);
+        assert!(got.iter().zip(x.iter().zip(&y)).all(|(got, (x, y))| *got == x + y), "{n}");
     }
 }
 
