@@ -277,8 +277,15 @@ const THREAD_PANEL_BYTES: u64 = 600 << 10;
 const GRAM_PANEL_BYTES: u64 = 960 << 10;
 /// Pages around a layer that come into memory with it: faults map stretches of up to 2 MiB.
 const AROUND_BYTES: u64 = 1 << 20;
-/// Work space of factorisations and f64 products.
+/// Work space of factorisations and f64 products, and what each further thread adds.
 const LINALG_BYTES: u64 = 5 << 18;
+const LINALG_THREAD_BYTES: u64 = 2 << 20;
+
+/// Threads that work on a system of `n_unknowns`: as many as add no more than a tenth to its matrix in f64.
+pub(crate) fn solve_threads(n_unknowns: usize, n_threads: usize) -> usize {
+    let matrix_bytes = 8 * (n_unknowns as u64).pow(2);
+    n_threads.min((matrix_bytes / (10 * LINALG_THREAD_BYTES)).max(1) as usize)
+}
 
 struct Sizes<'a> {
     inputs: &'a FootprintInputs,
@@ -294,6 +301,11 @@ impl<'a> Sizes<'a> {
 
     fn threads(&self) -> u64 {
         THREAD_PANEL_BYTES * self.inputs.n_threads as u64
+    }
+
+    fn linalg(&self) -> u64 {
+        let n_threads = solve_threads(self.inputs.intermediate_size, self.inputs.n_threads);
+        LINALG_BYTES + LINALG_THREAD_BYTES * (n_threads as u64 - 1)
     }
 
     fn gram_panels(&self) -> u64 {
@@ -376,7 +388,7 @@ impl<'a> Sizes<'a> {
                 ("down projection", self.down()),
                 ("down projection in f64", 8 * self.k * self.d),
                 ("panel in f64", 8 * PANEL as u64 * (self.k + self.d)),
-                ("linear algebra", LINALG_BYTES),
+                ("linear algebra", self.linalg()),
             ],
         )
     }
@@ -385,7 +397,13 @@ impl<'a> Sizes<'a> {
     /// neurons come from.
     fn select(&self) -> Phase {
         let projections = self.inputs.method.projections.max(2 * usize::from(self.inputs.method.gram)) as u64;
-        Phase::new("select", &[("projections in f32", projections * 4 * self.k * self.d)])
+        Phase::new(
+            "select",
+            &[
+                ("projections in f32", projections * 4 * self.k * self.d),
+                ("stored projection", self.inputs.mlp_bytes / 3),
+            ],
+        )
     }
 
     /// Factor, inverse, selection, refit and rounding.
@@ -403,7 +421,7 @@ impl<'a> Sizes<'a> {
                 ("factor and inverse in f64", 8 * self.k * self.k),
                 ("refitted weights", 4 * self.k * self.d),
                 ("right-hand sides", 8 * SOLVE_PANEL as u64 * self.k),
-                ("linear algebra", LINALG_BYTES),
+                ("linear algebra", self.linalg()),
             ],
         )
     }
@@ -506,6 +524,12 @@ mod tests {
         assert!(peaks.windows(2).all(|pair| pair[1] <= pair[0]), "{peaks:?}");
         // The factor of the Gram matrix in f64 is what no rung but the last can do without.
         assert!(8 * 8192 * 8192 < peaks[2] && peaks[3] < 8 * 8192 * 8192, "{peaks:?}");
+    }
+
+    #[test]
+    fn small_systems_are_solved_on_few_threads() {
+        assert_eq!([0, 1536, 2048, 4864, 8192].map(|n| solve_threads(n, 8)), [1, 1, 1, 8, 8]);
+        assert_eq!([3072, 8192].map(|n| solve_threads(n, 2)), [2, 2]);
     }
 
     #[test]

@@ -15,10 +15,9 @@ use serde::de::DeserializeOwned;
 use serde::{Deserialize, Serialize};
 use std::collections::BTreeMap;
 use std::ops::ControlFlow;
-use std::panic::resume_unwind;
 use std::path::PathBuf;
+use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
-use std::sync::{Arc, Mutex, PoisonError};
 use std::time::Instant;
 
 /// Everything a prune job depends on.
@@ -240,7 +239,7 @@ pub(crate) struct JobParts<'a> {
     pub(crate) cancel: &'a AtomicBool,
 }
 
-/// What of a job the thread that solves its systems may see.
+/// What of a job the threads that solve its systems may see.
 #[derive(Clone, Copy)]
 pub(crate) struct Shared<'a> {
     pub(crate) request: &'a PruneRequest,
@@ -260,23 +259,6 @@ impl Shared<'_> {
     pub(crate) fn flow(&self) -> ControlFlow<()> {
         if self.cancel.load(Ordering::Relaxed) { ControlFlow::Break(()) } else { ControlFlow::Continue(()) }
     }
-}
-
-/// Runs `solve` on a thread of its own: the library of linear algebra keeps buffers as large as the last cache level
-/// for each thread that calls it, and they end with the thread. Without another thread it runs on this one.
-pub(crate) fn on_own_thread<T: Send>(solve: impl FnOnce() -> T + Send) -> T {
-    let solve = Mutex::new(Some(solve));
-    let run = || {
-        let solve = solve.lock().unwrap_or_else(PoisonError::into_inner).take();
-        solve.map(|solve| solve())
-    };
-    std::thread::scope(|scope| {
-        let done = match std::thread::Builder::new().name("solve".to_owned()).spawn_scoped(scope, run) {
-            Ok(thread) => thread.join().unwrap_or_else(|panic| resume_unwind(panic)),
-            Err(_) => run(),
-        };
-        done.expect("it is taken once: by the thread, or here when there is none")
-    })
 }
 
 impl<'a> Job<'a> {

@@ -3,8 +3,8 @@
 
 use crate::apply::{Recovered, storage_dtype, store_projection};
 use crate::error::PruneError;
-use crate::footprint::SumsIn;
-use crate::job::{Job, Shared, on_own_thread};
+use crate::footprint::{SumsIn, solve_threads};
+use crate::job::{Job, Shared};
 use crate::matrix::{MatrixView, RowStore};
 use crate::methods::{Linear, Needs, Recovery, select_units, unit_range};
 use crate::numeric::NumericError;
@@ -15,6 +15,7 @@ use crate::spill::{DiskMatrix, WeightRows};
 use crate::stats::{LayerStats, StoredSums, TargetStats};
 use secateur_model::{LayerIdx, ModelConfig, WeightId, WeightRole};
 use secateur_tensor::kernels::{cross_accumulate, gram_accumulate, mirror_upper};
+use secateur_tensor::linalg::on_threads;
 use std::sync::Arc;
 
 /// One output projection of a layer.
@@ -80,14 +81,9 @@ impl Projection {
 
     /// The original weight: in memory when there is room for it, else decoded row by row.
     pub(crate) fn rows(self, job: Shared<'_>) -> Result<ProjectionRows, PruneError> {
-        let source = &job.request.source;
         Ok(match job.rung.sums {
-            SumsIn::Files => ProjectionRows::Mapped(WeightRows::new(source.clone(), self.id())?),
-            SumsIn::Memory | SumsIn::Moments => {
-                let values = source.require(self.id())?.to_f32();
-                source.give_back(self.id());
-                ProjectionRows::Memory(values)
-            }
+            SumsIn::Files => ProjectionRows::Mapped(WeightRows::new(job.request.source.clone(), self.id())?),
+            SumsIn::Memory | SumsIn::Moments => ProjectionRows::Memory(decoded(job, self.id())?),
         })
     }
 
@@ -100,7 +96,7 @@ impl Projection {
         stats: &mut LayerStats,
     ) -> Result<PrunedProjection, PruneError> {
         let shared = job.shared();
-        let pruned = on_own_thread(|| {
+        let pruned = on_threads(solve_threads(self.n_in, shared.pool.n_threads()), || {
             let (kept, mut recovery) = self.solve(shared, method, keep, stats)?;
             let columns = unit_range(&kept, self.unit_len);
             let source_dtype = shared.request.source.require(self.id())?.dtype();
@@ -140,12 +136,11 @@ impl Projection {
             let weight = refit(&problem, &unit_range(&kept, self.unit_len)).map_err(fail)?;
             return Ok((kept, Recovery { weight, bias: None }));
         }
-        let source = &job.request.source;
-        let weight = source.require(self.id())?.to_f32();
+        let weight = decoded(job, self.id())?;
         let mut coupled: Vec<Vec<f32>> = Vec::new();
         if method.width.needs() == Needs::Weights {
             for &role in self.coupled() {
-                coupled.push(source.require(WeightId::layer(self.layer_idx, role))?.to_f32());
+                coupled.push(decoded(job, WeightId::layer(self.layer_idx, role))?);
             }
         }
         let coupled: Vec<&[f32]> = coupled.iter().map(Vec::as_slice).collect();
@@ -164,6 +159,14 @@ impl Projection {
         let recovery = method.width.recover(&linear, stats, &kept).map_err(fail)?;
         Ok((kept, recovery))
     }
+}
+
+/// A weight of the base model as f32; its mapped pages are given back.
+fn decoded(job: Shared<'_>, id: WeightId) -> Result<Vec<f32>, PruneError> {
+    let source = &job.request.source;
+    let values = source.require(id)?.to_f32();
+    source.give_back(id);
+    Ok(values)
 }
 
 /// What is left of an output projection.

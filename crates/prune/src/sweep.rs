@@ -11,7 +11,8 @@
 use crate::calibration::WINDOW_LEN;
 use crate::comp::LayerImportance;
 use crate::error::PruneError;
-use crate::job::{Job, Shared, Stage, on_own_thread};
+use crate::footprint::solve_threads;
+use crate::job::{Job, Shared, Stage};
 use crate::layer_pass::{advance, advance_layer, collect};
 use crate::methods::{step_of, unit_range};
 use crate::pipeline::measured_share;
@@ -25,6 +26,7 @@ use crate::streams::Side;
 use crate::widths::WidthGrid;
 use secateur_engine::{Head, LayerRunner, Sublayer};
 use secateur_tensor::kernels::{GemmArgs, MatMut, MatRef, gemm};
+use secateur_tensor::linalg::on_threads;
 use serde::{Deserialize, Serialize};
 use std::time::Instant;
 
@@ -383,7 +385,9 @@ fn cut_for_curve(
     }
     settle_sums(job, &mut stats)?;
     let shared = job.shared();
-    on_own_thread(|| cut_settled(shared, projection, &mut stats, (floor, damping)))
+    on_threads(solve_threads(projection.n_in, shared.pool.n_threads()), || {
+        cut_settled(shared, projection, &mut stats, (floor, damping))
+    })
 }
 
 /// As [`cut_for_curve`], with sums that are settled.

@@ -1,7 +1,7 @@
 //! Dense linear algebra for pruning: symmetric positive definite systems in f64, products, eigenvalues.
 //!
-//! Everything runs on the calling thread (faer with `Par::Seq`): the result is the same bytes for any number
-//! of threads in the process, and a factorisation never competes with a served model for cores.
+//! Everything runs on the calling thread, or inside of [`on_threads`] on its threads. The result is the same bytes for
+//! any number of them: products are shared out by rows and columns, never along a sum.
 //! Matrices are row-major slices; a symmetric matrix is its own transpose, so the order does not matter there.
 //!
 //! Memory: [`SpdFactor`] works inside the caller's buffer of `8 n^2` bytes, from factor to inverse; beyond it
@@ -18,6 +18,24 @@ pub use eigen::{condition_number, symmetric_eigenvalues};
 pub use product::{Operand, Product, multiply};
 pub use ridge::{gather_symmetric, ridge_solve};
 pub use spd::SpdFactor;
+
+use faer::Par;
+
+/// Runs `work`, whose linear algebra then uses `n_threads` threads. They are started for it and end with it, because faer
+/// keeps buffers as large as the last cache level for each thread that multiplies. Where threads cannot be started,
+/// `work` runs on the calling one.
+pub fn on_threads<T: Send>(n_threads: usize, work: impl FnOnce() -> T + Send) -> T {
+    let name = |_| "solve".to_owned();
+    match rayon::ThreadPoolBuilder::new().num_threads(n_threads.max(1)).thread_name(name).build() {
+        Ok(pool) => pool.install(work),
+        Err(_) => work(),
+    }
+}
+
+/// How faer shares work out: over the threads of [`on_threads`], or not at all.
+fn par() -> Par {
+    if rayon::current_thread_index().is_some() { Par::rayon(0) } else { Par::Seq }
+}
 
 /// Columns taken at once where a temporary copy is needed.
 const PANEL: usize = 64;

@@ -1,12 +1,12 @@
-//! Matrix products of row-major slices, in f32 or f64, on the calling thread.
+//! Matrix products of row-major slices, in f32 or f64.
 //!
 //! These are the products inside the pruning maths (rank-64 updates, `W G W'`), each a few hundred
 //! megaflops; the products over calibration tokens belong to `kernels`, which use all threads.
 
-use super::{LinalgError, check_len};
+use super::{LinalgError, check_len, par};
 use faer::linalg::matmul::matmul;
 use faer::traits::ComplexField;
-use faer::{Accum, MatMut, MatRef, Par};
+use faer::{Accum, MatMut, MatRef};
 
 /// A row-major matrix as a factor of a product.
 #[derive(Clone, Copy, Debug)]
@@ -68,6 +68,6 @@ pub fn multiply<T: ComplexField + Copy>(
         Product::Replace(alpha) => (Accum::Replace, alpha),
         Product::Add(alpha) => (Accum::Add, alpha),
     };
-    matmul(MatMut::from_row_major_slice_mut(out, n_rows, n_cols), accum, a.view(), b.view(), alpha, Par::Seq);
+    matmul(MatMut::from_row_major_slice_mut(out, n_rows, n_cols), accum, a.view(), b.view(), alpha, par());
     Ok(())
 }

@@ -4,13 +4,13 @@
 //! in its lower triangle. Inverting goes through `L^-1` (recursive halves: two triangular solves each) and
 //! `L^-T L^-1` (recursive halves: a symmetric and a triangular product each), LAPACK's `potri` in blocks.
 
-use super::{LinalgError, PANEL, check_finite, check_len};
+use super::{LinalgError, PANEL, check_finite, check_len, par};
 use faer::dyn_stack::{MemBuffer, MemStack};
 use faer::linalg::cholesky::llt;
 use faer::linalg::matmul::triangular::{BlockStructure, matmul};
 use faer::linalg::triangular_solve::{solve_lower_triangular_in_place, solve_upper_triangular_in_place};
 use faer::prelude::{Reborrow, ReborrowMut};
-use faer::{Accum, Mat, MatMut, MatRef, Par};
+use faer::{Accum, Mat, MatMut, MatRef};
 
 /// Below this size plain loops beat recursion.
 const BASE: usize = 32;
@@ -32,12 +32,12 @@ impl SpdFactor {
         if n == 0 {
             return Ok(Self { n, values });
         }
-        let scratch = llt::factor::cholesky_in_place_scratch::<f64>(n, Par::Seq, Default::default());
+        let scratch = llt::factor::cholesky_in_place_scratch::<f64>(n, par(), Default::default());
         let mut buffer = MemBuffer::new(scratch);
         llt::factor::cholesky_in_place(
             MatMut::from_column_major_slice_mut(&mut values, n, n),
             Default::default(),
-            Par::Seq,
+            par(),
             MemStack::new(&mut buffer),
             Default::default(),
         )
@@ -70,8 +70,8 @@ impl SpdFactor {
     /// [`LinalgError::Shape`] when `rhs` does not hold whole rows of `n`.
     pub fn solve_rows(&self, rhs: &mut [f64]) -> Result<(), LinalgError> {
         self.each_rows(rhs, |lower, mut rows| {
-            solve_lower_triangular_in_place(lower, rows.rb_mut(), Par::Seq);
-            solve_upper_triangular_in_place(lower.transpose(), rows, Par::Seq);
+            solve_lower_triangular_in_place(lower, rows.rb_mut(), par());
+            solve_upper_triangular_in_place(lower.transpose(), rows, par());
         })
     }
 
@@ -80,7 +80,7 @@ impl SpdFactor {
     /// # Errors
     /// [`LinalgError::Shape`] when `rhs` does not hold whole rows of `n`.
     pub fn whiten_rows(&self, rhs: &mut [f64]) -> Result<(), LinalgError> {
-        self.each_rows(rhs, |lower, rows| solve_lower_triangular_in_place(lower, rows, Par::Seq))
+        self.each_rows(rhs, |lower, rows| solve_lower_triangular_in_place(lower, rows, par()))
     }
 
     /// Replaces `rhs` `[n, n_rhs]` by `L^-1 rhs`: like [`Self::whiten_rows`] with the right-hand sides as columns.
@@ -91,7 +91,7 @@ impl SpdFactor {
         check_len("right-hand side", rhs.len(), self.n, n_rhs)?;
         if n_rhs != 0 {
             let columns = MatMut::from_row_major_slice_mut(rhs, self.n, n_rhs);
-            solve_lower_triangular_in_place(self.lower(), columns, Par::Seq);
+            solve_lower_triangular_in_place(self.lower(), columns, par());
         }
         Ok(())
     }
@@ -144,8 +144,8 @@ fn invert_lower(mut lower: MatMut<'_, f64>) {
         return;
     }
     let (mut first, _, mut below, second) = lower.split_at_mut(n / 2, n / 2);
-    solve_lower_triangular_in_place(second.rb(), below.rb_mut(), Par::Seq);
-    solve_upper_triangular_in_place(first.rb().transpose(), below.rb_mut().transpose_mut(), Par::Seq);
+    solve_lower_triangular_in_place(second.rb(), below.rb_mut(), par());
+    solve_upper_triangular_in_place(first.rb().transpose(), below.rb_mut().transpose_mut(), par());
     for j in 0..below.ncols() {
         below.rb_mut().col_mut(j).iter_mut().for_each(|value| *value = -*value);
     }
@@ -176,7 +176,7 @@ fn square_lower(mut lower: MatMut<'_, f64>, mut panel: MatMut<'_, f64>) {
         below.rb(),
         BlockStructure::Rectangular,
         1.0,
-        Par::Seq,
+        par(),
     );
     let (n_rows, n_cols) = (below.nrows(), below.ncols());
     for start in (0..n_cols).step_by(panel.ncols()) {
@@ -192,7 +192,7 @@ fn square_lower(mut lower: MatMut<'_, f64>, mut panel: MatMut<'_, f64>) {
             target.rb(),
             BlockStructure::Rectangular,
             1.0,
-            Par::Seq,
+            par(),
         );
         target.copy_from(product.rb());
     }

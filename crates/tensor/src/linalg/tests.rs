@@ -42,6 +42,32 @@ fn identity(n: usize) -> Vec<f64> {
     (0..n * n).map(|at| if at / n == at % n { 1.0 } else { 0.0 }).collect()
 }
 
+/// Everything that is shared out gives the same bytes on any number of threads, in sizes beyond all blocks.
+#[test]
+fn threads_change_no_byte() {
+    let bits = |values: &[f64]| values.iter().map(|value| value.to_bits()).collect::<Vec<_>>();
+    for (n, n_rhs) in [(97, 5), (515, 64), (1100, 130)] {
+        let (matrix, rows) = (spd(n, 3, 0.5), noise(n_rhs * n, 5));
+        let wide: Vec<f32> = rows.iter().map(|value| *value as f32).collect();
+        let run = || {
+            let factor = SpdFactor::new(matrix.clone(), n).unwrap();
+            let (mut solved, mut white, mut columns) = (rows.clone(), rows.clone(), rows.clone());
+            factor.solve_rows(&mut solved).unwrap();
+            factor.whiten_rows(&mut white).unwrap();
+            factor.whiten_cols(&mut columns).unwrap();
+            let mut product = vec![0.0f32; n * n];
+            let wide = Operand::new(&wide, n_rhs, n);
+            multiply(wide.t(), wide, Product::Add(-1.0), &mut product).unwrap();
+            let product: Vec<u32> = product.iter().map(|value| value.to_bits()).collect();
+            (bits(&solved), bits(&white), bits(&columns), bits(&factor.into_inverse()), product)
+        };
+        let alone = run();
+        for n_threads in [1, 2, 3, 8] {
+            assert!(on_threads(n_threads, run) == alone, "{n} unknowns on {n_threads} threads");
+        }
+    }
+}
+
 proptest! {
     #![proptest_config(ProptestConfig { cases: 24, failure_persistence: None, ..ProptestConfig::default() })]
 
