@@ -237,8 +237,10 @@ fn rungs(method: MethodNeeds) -> impl Iterator<Item = Rung> {
     })
 }
 
-/// One part in this many of a predicted peak is left unused on purpose: no prediction knows every page.
+/// One part in this many of a predicted peak is left unused on purpose, up to a bound: no prediction knows every page of
+/// code and heap, but those do not grow with the matrices.
 const RESERVE_SHARE: u64 = 20;
+const RESERVE_MOST_BYTES: u64 = 12 << 20;
 
 /// The first rung whose predicted peak is within `budget_bytes` with the reserve (the first of all without a budget),
 /// with its prediction.
@@ -252,7 +254,7 @@ pub fn choose_rung(
     for rung in rungs(inputs.method) {
         let footprint = PruneFootprint::new(inputs, rung);
         let peak = footprint.peak_bytes();
-        let needed = peak + peak / RESERVE_SHARE;
+        let needed = peak + (peak / RESERVE_SHARE).min(RESERVE_MOST_BYTES);
         if budget_bytes.is_none_or(|budget| needed <= budget) {
             return Ok((rung, footprint));
         }
