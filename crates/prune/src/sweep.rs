@@ -191,6 +191,11 @@ impl Sweep {
         self.untouched_slot() + 1 + copy
     }
 
+    /// Slots of the copies that the layer that is passed starts: without it, narrowed, without KV groups.
+    fn new_slots(&self) -> [usize; COPIES] {
+        [0, 1, 2].map(|nth| self.copy_slot(self.n_copies + nth))
+    }
+
     fn read(&mut self, job: &Job<'_>, slot: usize) -> Result<(), PruneError> {
         let parity = self.layer_idx % 2;
         let read = self.spills[parity].read(slot * WINDOW_LEN, &mut self.rows);
@@ -235,40 +240,42 @@ impl Sweep {
         job.release_buffers();
         source.give_back_layer(layer_idx);
         let config = source.config();
+        let measured = is_measured(layer_idx, config.n_layers());
+        self.read(job, self.untouched_slot())?;
+        // One cut after the other: the weights of one need not be in memory while the other's systems are solved.
         let attention =
             cut_for_curve(job, Projection::of_attention(config, layer_idx), attention, (1, self.damping))?;
-        let mlp = cut_for_curve(
-            job,
-            Projection::of_mlp(config, layer_idx),
-            mlp,
-            (WidthGrid::NEURONS.floor, self.damping),
-        )?;
         let runner = job.runner(source.as_ref(), layer_idx)?;
-        self.read(job, self.untouched_slot())?;
-        if is_measured(layer_idx, config.n_layers()) {
-            self.start_copies(job, &runner, &mlp, &attention)?;
+        if measured {
+            self.start_without_groups(job, &runner, &attention)?;
         } else {
             advance(job, &runner, Sublayer::Attn, &mut self.rows)?;
         }
+        drop(runner);
+        job.release_buffers();
+        source.give_back_layer(layer_idx);
+        let attention = attention.damage;
+        let floor = WidthGrid::NEURONS.floor;
+        let mlp = cut_for_curve(job, Projection::of_mlp(config, layer_idx), mlp, (floor, self.damping))?;
+        let runner = job.runner(source.as_ref(), layer_idx)?;
+        if measured {
+            self.start_narrowed(job, &runner, &mlp)?;
+            self.n_copies += COPIES;
+        }
         advance(job, &runner, Sublayer::Mlp, &mut self.rows)?;
         self.write(job, self.untouched_slot(), &self.rows)?;
-        Ok(LayerDamage {
-            importance: importance.aggregated(),
-            mlp: mlp.damage,
-            attention: attention.damage,
-            removed: 0.0,
-        })
+        Ok(LayerDamage { importance: importance.aggregated(), mlp: mlp.damage, attention, removed: 0.0 })
     }
 
-    /// Starts the copies of the layer that is passed, and moves the untouched window through its attention.
-    fn start_copies(
+    /// Starts the copies without the layer that is passed and without some of its KV groups, and moves the untouched
+    /// window through its attention.
+    fn start_without_groups(
         &mut self,
         job: &Job<'_>,
         runner: &LayerRunner,
-        mlp: &CurveCut,
         attention: &CurveCut,
     ) -> Result<(), PruneError> {
-        let [removed, narrowed, without_groups] = [0, 1, 2].map(|nth| self.copy_slot(self.n_copies + nth));
+        let [removed, _, without_groups] = self.new_slots();
         // The copy without this layer is the window as it comes in.
         self.write(job, removed, &self.rows)?;
         let mut rows = self.rows.clone();
@@ -277,17 +284,20 @@ impl Sweep {
             self.rows.copy_from_slice(run.output());
         }
         advance(job, runner, Sublayer::Mlp, &mut rows)?;
-        self.write(job, without_groups, &rows)?;
-        rows.copy_from_slice(&self.rows);
+        self.write(job, without_groups, &rows)
+    }
+
+    /// Starts the copy whose MLP is narrowed, from the untouched window after the layer's attention.
+    fn start_narrowed(&self, job: &Job<'_>, runner: &LayerRunner, mlp: &CurveCut) -> Result<(), PruneError> {
+        let [_, narrowed, _] = self.new_slots();
+        let mut rows = self.rows.clone();
         let portion = job.rung.mlp_rows * job.request.source.config().hidden_size;
         for (mid, rows) in self.rows.chunks(portion).zip(rows.chunks_mut(portion)) {
             if let Some(inner) = runner.run_mlp_inner(mid)? {
                 add_product(job, inner.inner(), mlp, rows);
             }
         }
-        self.write(job, narrowed, &rows)?;
-        self.n_copies += COPIES;
-        Ok(())
+        self.write(job, narrowed, &rows)
     }
 
     /// Moves the curve windows through the layer; returns its importance and the sums of its projections.

@@ -34,7 +34,8 @@ pub fn on_threads<T: Send>(n_threads: usize, work: impl FnOnce() -> T + Send) ->
 
 /// How faer shares work out: over the threads of [`on_threads`], or not at all.
 fn par() -> Par {
-    if rayon::current_thread_index().is_some() { Par::rayon(0) } else { Par::Seq }
+    let is_shared = rayon::current_thread_index().is_some() && 1 < rayon::current_num_threads();
+    if is_shared { Par::rayon(0) } else { Par::Seq }
 }
 
 /// Columns taken at once where a temporary copy is needed.

