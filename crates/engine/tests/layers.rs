@@ -1,4 +1,5 @@
 //! Layers that run alone and share their buffers.
+#![allow(clippy::unwrap_used, reason = "a test that cannot go on should panic, in its helpers too")]
 
 mod common;
 
