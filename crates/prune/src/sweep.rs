@@ -243,18 +243,19 @@ impl Sweep {
         let measured = is_measured(layer_idx, config.n_layers());
         self.read(job, self.untouched_slot())?;
         // One cut after the other: the weights of one need not be in memory while the other's systems are solved.
-        let attention =
-            cut_for_curve(job, Projection::of_attention(config, layer_idx), attention, (1, self.damping))?;
-        let runner = job.runner(source.as_ref(), layer_idx)?;
-        if measured {
-            self.start_without_groups(job, &runner, &attention)?;
-        } else {
-            advance(job, &runner, Sublayer::Attn, &mut self.rows)?;
-        }
-        drop(runner);
+        let attention = {
+            let projection = Projection::of_attention(config, layer_idx);
+            let cut = cut_for_curve(job, projection, attention, (1, self.damping))?;
+            let runner = job.runner(source.as_ref(), layer_idx)?;
+            if measured {
+                self.start_without_groups(job, &runner, &cut)?;
+            } else {
+                advance(job, &runner, Sublayer::Attn, &mut self.rows)?;
+            }
+            cut.damage
+        };
         job.release_buffers();
         source.give_back_layer(layer_idx);
-        let attention = attention.damage;
         let floor = WidthGrid::NEURONS.floor;
         let mlp = cut_for_curve(job, Projection::of_mlp(config, layer_idx), mlp, (floor, self.damping))?;
         let runner = job.runner(source.as_ref(), layer_idx)?;
