@@ -240,7 +240,7 @@ impl LayerRunner {
         buffers: &LayerBuffers,
     ) -> Result<Self, EngineError> {
         let LayerBuffers { scratch, tensors } = buffers.clone();
-        let layer = Arc::new(LayerContext::with_shared_scratch(source, layer_idx, pool, scratch)?);
+        let layer = Arc::new(LayerContext::new(source, layer_idx, pool, scratch)?);
         let plan = |wanted: bool, sublayer, outlets| {
             let plan = wanted.then(|| build(&layer, &tensors, sublayer, outlets)).transpose();
             plan.map_err(|error| graph_error(&layer, &error))

@@ -7,7 +7,7 @@ use secateur_model::{LayerConfig, LayerIdx, WeightId, WeightRole, WeightSource};
 use secateur_tensor::WeightMatrix;
 use secateur_tensor::kernels::{
     AttentionArgs, AttentionScratch, MatmulMode, MatmulScratch, Precision, Projection, Store, ThreadPool,
-    add_in_place, attention, matmul_each, rms_norm, rotate_heads, silu_mul,
+    add_in_place, attention, matmul_each, rms_norm, rotate_heads, silu_mul, sized,
 };
 use std::sync::{Arc, Mutex, PoisonError};
 
@@ -181,34 +181,15 @@ pub(crate) struct KernelScratch {
     angles: RopeAngles,
 }
 
-/// The first `len` values of `buffer`, made longer when it is too short; what they hold is left open.
-fn sized(buffer: &mut Vec<f32>, len: usize) -> &mut [f32] {
-    if buffer.len() < len {
-        // Nothing of the old values is needed: freeing first keeps the peak low.
-        *buffer = Vec::new();
-        *buffer = vec![0.0; len];
-    }
-    &mut buffer[..len]
-}
-
 /// Tokens up to which attention is computed token by token: so few gain nothing from blocks, and each gets
 /// the very bits that it gets alone, which drafts rely on.
 const SINGLE_ATTENTION: usize = crate::session::MAX_EACH;
 
 impl LayerContext {
-    /// Resolves the weights of a layer. Cheap: shares the mapped bytes.
+    /// Resolves the weights of a layer, with buffers that other layers use too. Cheap: shares the mapped bytes.
     /// # Errors
     /// [`EngineError`] when a weight is missing or has the wrong shape.
-    pub fn new(
-        source: &dyn WeightSource,
-        layer_idx: LayerIdx,
-        pool: Arc<ThreadPool>,
-    ) -> Result<Self, EngineError> {
-        Self::with_shared_scratch(source, layer_idx, pool, SharedScratch::default())
-    }
-
-    /// As [`Self::new`], with buffers that other layers use too.
-    pub(crate) fn with_shared_scratch(
+    pub(crate) fn new(
         source: &dyn WeightSource,
         layer_idx: LayerIdx,
         pool: Arc<ThreadPool>,

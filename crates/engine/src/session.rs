@@ -5,7 +5,7 @@ use crate::head::{Embedding, Head};
 use crate::kv::KvLayer;
 use crate::layer::{LayerContext, LayerScratch, SharedScratch, Step};
 use secateur_model::{KvDType, ModelConfig, WeightSource};
-use secateur_tensor::kernels::{Precision, ThreadPool};
+use secateur_tensor::kernels::{Precision, ThreadPool, sized};
 use std::sync::{Arc, MutexGuard, PoisonError};
 
 /// Tokens of a prompt that pass through the layers together.
@@ -62,9 +62,7 @@ impl Engine {
         config.validate()?;
         let scratch = SharedScratch::default();
         let layers = (0..config.n_layers())
-            .map(|layer_idx| {
-                LayerContext::with_shared_scratch(source.as_ref(), layer_idx, pool.clone(), scratch.clone())
-            })
+            .map(|layer_idx| LayerContext::new(source.as_ref(), layer_idx, pool.clone(), scratch.clone()))
             .collect::<Result<Vec<_>, EngineError>>()?;
         let embedding = Embedding::new(source.as_ref())?;
         let head = Head::new(source.as_ref())?;
@@ -381,10 +379,8 @@ impl Session {
         let hidden_size = self.engine.config().hidden_size;
         let last_chunk = (tokens.len() - 1) % PREFILL_CHUNK + 1;
         let last = &self.hidden[(last_chunk - n_logits) * hidden_size..last_chunk * hidden_size];
-        grow(&mut self.normed, last.len());
-        grow(&mut self.logits, n_logits * inner.head.vocab_size());
-        let (normed, logits) =
-            (&mut self.normed[..last.len()], &mut self.logits[..n_logits * inner.head.vocab_size()]);
+        let normed = sized(&mut self.normed, last.len());
+        let logits = sized(&mut self.logits, n_logits * inner.head.vocab_size());
         let scratch = &mut inner.scratch().kernels.matmul;
         inner.head.logits(&inner.pool, last, normed, logits, (self.engine.precision, scratch))
     }
@@ -402,8 +398,7 @@ impl Session {
         self.check_room(tokens.len())?;
         let inner = &*self.engine.inner;
         let len = tokens.len() * self.engine.config().hidden_size;
-        grow(&mut self.hidden, len);
-        let hidden = &mut self.hidden[..len];
+        let hidden = sized(&mut self.hidden, len);
         inner.embedding.lookup(tokens, hidden)?;
         let step = Step { first: self.len, precision: self.engine.precision };
         let mut scratch = inner.scratch();
@@ -416,12 +411,5 @@ impl Session {
         }
         self.len += tokens.len();
         Ok(())
-    }
-}
-
-/// Makes `buffer` at least `len` long.
-fn grow(buffer: &mut Vec<f32>, len: usize) {
-    if buffer.len() < len {
-        buffer.resize(len, 0.0);
     }
 }

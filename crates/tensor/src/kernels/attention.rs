@@ -8,6 +8,7 @@
 //! [`super::attention_decode::CHUNK`] keys.
 
 use super::attention_decode::decode;
+use super::buffer::sized;
 use super::elementwise::exp_or_zero;
 use super::format::{F16, Q8_0, RowFormat, decode_row};
 use super::isa::{Isa, Kernel};
@@ -181,10 +182,7 @@ fn prefill(
     let n_rows = args.n_tokens * args.group();
     let n_blocks = n_rows.div_ceil(ROWS);
     let n_values = Buffers::n_values(args.head_dim);
-    if scratch.buffer.len() < pool.n_threads() * n_values {
-        scratch.buffer = vec![0.0; pool.n_threads() * n_values];
-    }
-    let buffer = OutPtr::new(&mut scratch.buffer);
+    let buffer = OutPtr::new(sized(&mut scratch.buffer, pool.n_threads() * n_values));
     let out = OutPtr::new(out);
     pool.run_indexed(args.n_kv_heads * n_blocks, &|worker_idx, task_idx| {
         // The last rows see the most keys: they go first, so that the threads finish together.

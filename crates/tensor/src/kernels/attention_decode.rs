@@ -4,6 +4,7 @@
 //! chunk for one group of heads, and the caller joins them in order.
 
 use super::attention::{AttentionArgs, AttentionScratch, KvSlice};
+use super::buffer::sized;
 use super::elementwise::exp_in_place;
 use super::format::{F16, F32, Q8_0, RowFormat};
 use super::isa::{Isa, Kernel};
@@ -38,10 +39,7 @@ pub(crate) fn decode(
     let partial_len = args.head_dim + 2;
     let n_partials = args.n_heads * n_chunks * partial_len;
     let n_values = scratch_values(pool.n_threads(), args.n_heads, args.head_dim, args.context_len);
-    if scratch.buffer.len() < n_values {
-        scratch.buffer = vec![0.0; n_values];
-    }
-    let (partials, weights) = scratch.buffer.split_at_mut(n_partials);
+    let (partials, weights) = sized(&mut scratch.buffer, n_values).split_at_mut(n_partials);
     let (partials_out, weights) = (OutPtr::new(partials), OutPtr::new(weights));
     let task = |worker_idx: usize, task_idx: usize| {
         let (kv_head, chunk) = (task_idx / n_chunks, task_idx % n_chunks);

@@ -90,17 +90,22 @@ pub fn silu_mul(pool: &ThreadPool, gate: &mut [f32], up: &[f32]) {
 
 pub(crate) fn silu_mul_on(isa: Isa, pool: &ThreadPool, gate: &mut [f32], up: &[f32]) {
     assert_eq!(gate.len(), up.len(), "gate and up differ in length");
-    if gate.len() < SERIAL_VALUES {
-        isa.dispatch(SiluMul { gate, up });
-        return;
+    in_chunks(pool, gate, up, |gate, up| isa.dispatch(SiluMul { gate, up }));
+}
+
+/// Runs `task` over `out` and the values of `x` that belong to it: at once when they are few, else in chunks on the threads
+/// of `pool`.
+fn in_chunks(pool: &ThreadPool, out: &mut [f32], x: &[f32], task: impl Fn(&mut [f32], &[f32]) + Sync) {
+    if x.len() < SERIAL_VALUES {
+        return task(out, x);
     }
-    let gate = OutPtr::new(gate);
-    pool.run(up.len().div_ceil(CHUNK), &|task_idx| {
+    assert_eq!(out.len(), x.len(), "a value for each value");
+    let out = OutPtr::new(out);
+    pool.run(x.len().div_ceil(CHUNK), &|task_idx| {
         let start = task_idx * CHUNK;
-        let len = CHUNK.min(up.len() - start);
-        // SAFETY: `gate` has the length of `up`, and this chunk belongs to this task alone.
-        let gate = unsafe { gate.slice(start, len) };
-        isa.dispatch(SiluMul { gate, up: &up[start..start + len] });
+        let x = &x[start..x.len().min(start + CHUNK)];
+        // SAFETY: `out` has the length of `x`, and this chunk belongs to this task alone.
+        task(unsafe { out.slice(start, x.len()) }, x);
     });
 }
 
@@ -415,18 +420,7 @@ pub fn axpy(alpha: f32, x: &[f32], y: &mut [f32]) {
 pub fn add_in_place(pool: &ThreadPool, y: &mut [f32], x: &[f32]) {
     assert_eq!(x.len(), y.len(), "x and y differ in length");
     let isa = Isa::detect();
-    if x.len() < SERIAL_VALUES {
-        isa.dispatch(Axpy { alpha: 1.0, x, y });
-        return;
-    }
-    let y = OutPtr::new(y);
-    pool.run(x.len().div_ceil(CHUNK), &|task_idx| {
-        let start = task_idx * CHUNK;
-        let x = &x[start..x.len().min(start + CHUNK)];
-        // SAFETY: `y` has the length of `x`, and this chunk belongs to this task alone.
-        let y = unsafe { y.slice(start, x.len()) };
-        isa.dispatch(Axpy { alpha: 1.0, x, y });
-    });
+    in_chunks(pool, y, x, |y, x| isa.dispatch(Axpy { alpha: 1.0, x, y }));
 }
 
 pub(crate) struct Axpy<'a> {

@@ -6,6 +6,7 @@
 //!
 //! Memory: [`matmul_scratch_bytes`].
 
+use super::buffer::sized;
 use super::int8;
 use super::isa::{Isa, Kernel};
 use super::out::OutPtr;
@@ -329,7 +330,7 @@ impl Products<'_> {
         let n_tokens = self.n_tokens();
         let sums = &mut scratch.sums;
         if n_tokens == 1 {
-            grow(sums, n_in.div_ceil(32) * MAX_LANES);
+            sized(sums, n_in.div_ceil(32) * MAX_LANES);
             isa.dispatch(GroupSums { input: inputs, sums });
         }
         run_rows(pool, &targets, |Target { weight, out }, rows| {
@@ -346,8 +347,8 @@ impl Products<'_> {
         // All block lengths divide the greatest.
         let unit = targets.iter().map(|target| target.weight.dtype().block_len()).max().unwrap_or(1);
         let step = k_step(n_in, unit.max(32));
-        grow(&mut scratch.packed_inputs, n_strips * mr * n_in);
-        grow(&mut scratch.panels, pool.n_threads() * panel_values);
+        sized(&mut scratch.packed_inputs, n_strips * mr * n_in);
+        sized(&mut scratch.panels, pool.n_threads() * panel_values);
 
         let packed = OutPtr::new(&mut scratch.packed_inputs);
         let strips_per_task = n_strips.div_ceil(4 * pool.n_threads());
@@ -386,16 +387,6 @@ pub(crate) fn run_rows(
         let (target, rows) = targets.task(task_idx, chunk);
         task(target, rows);
     });
-}
-
-/// The first `len` values of `buffer`, made longer when it is too short; what they hold is left open.
-pub(crate) fn grow(buffer: &mut Vec<f32>, len: usize) -> &mut [f32] {
-    if buffer.len() < len {
-        // Nothing of the old values is needed: freeing first keeps the peak low.
-        *buffer = Vec::new();
-        *buffer = vec![0.0; len];
-    }
-    &mut buffer[..len]
 }
 
 /// Rows and columns of a tile.

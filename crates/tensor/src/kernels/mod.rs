@@ -9,6 +9,7 @@
 
 mod attention;
 mod attention_decode;
+mod buffer;
 pub mod disk;
 mod elementwise;
 mod exp;
@@ -33,6 +34,7 @@ mod view;
 mod tests;
 
 pub use attention::{AttentionArgs, AttentionScratch, KvSlice, attention, attention_scratch_bytes};
+pub use buffer::sized;
 pub use elementwise::{
     add_in_place, all_finite, argmax, axpy, dot, log_sum_exp, max, rms_norm, silu_mul, softmax_in_place,
     sum_exp, sum_exp_gap,

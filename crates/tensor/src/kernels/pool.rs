@@ -8,7 +8,7 @@
 //! `inside` is zero. A worker raises `inside` before it looks at `open`; both are sequentially consistent,
 //! so either the worker sees a closed job or the caller sees the worker and waits for it.
 
-use super::matmul::grow;
+use super::buffer::sized;
 use std::any::Any;
 use std::cell::UnsafeCell;
 use std::panic::{AssertUnwindSafe, catch_unwind, resume_unwind};
@@ -160,7 +160,7 @@ impl ThreadPool {
     pub(crate) fn with_panels<T>(&self, len: usize, run: impl FnOnce(&mut [f32]) -> T) -> T {
         let mut own = Vec::new();
         let mut held = self.panels.try_lock().ok();
-        run(grow(held.as_deref_mut().unwrap_or(&mut own), len))
+        run(sized(held.as_deref_mut().unwrap_or(&mut own), len))
     }
 
     /// Frees the memory that products on this pool have left for the next one.

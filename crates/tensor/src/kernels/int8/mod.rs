@@ -13,8 +13,9 @@ mod inputs;
 mod panels;
 mod rows;
 
+use super::buffer::sized;
 use super::isa::Isa;
-use super::matmul::{MatmulScratch, Products, Target, grow, run_rows};
+use super::matmul::{MatmulScratch, Products, Target, run_rows};
 use super::out::OutPtr;
 use super::pool::ThreadPool;
 use super::simd::Simd;
@@ -252,7 +253,7 @@ pub(crate) fn run(products: Products<'_>, isa: Isa, pool: &ThreadPool, scratch: 
 
 fn by_rows(products: Products<'_>, isa: Isa, pool: &ThreadPool, scratch: &mut MatmulScratch) {
     let Products { inputs, n_in, targets, accumulate } = products;
-    let buffer = grow(&mut scratch.packed_inputs, QuantizedRows::n_values(products.n_tokens(), n_in));
+    let buffer = sized(&mut scratch.packed_inputs, QuantizedRows::n_values(products.n_tokens(), n_in));
     let inputs = isa.dispatch(QuantizeRows { inputs, n_in, buffer });
     run_rows(pool, &targets, |Target { weight, out }, rows| {
         if has_blocks(weight.dtype()) {
@@ -267,7 +268,7 @@ fn by_panels(products: Products<'_>, isa: Isa, pool: &ThreadPool, scratch: &mut 
     let Products { inputs, n_in, targets, accumulate } = products;
     let n_tokens = products.n_tokens();
     let n_strips = n_tokens.div_ceil(STRIP);
-    let strips = OutPtr::new(grow(&mut scratch.packed_inputs, n_strips * (n_in / GROUP) * STRIP_VALUES));
+    let strips = OutPtr::new(sized(&mut scratch.packed_inputs, n_strips * (n_in / GROUP) * STRIP_VALUES));
     let strips_per_task = n_strips.div_ceil(4 * pool.n_threads());
     pool.run(n_strips.div_ceil(strips_per_task), &|task_idx| {
         let range = task_idx * strips_per_task..n_strips.min((task_idx + 1) * strips_per_task);
@@ -276,7 +277,7 @@ fn by_panels(products: Products<'_>, isa: Isa, pool: &ThreadPool, scratch: &mut 
 
     let has_two_planes = targets.iter().any(|target| target.weight.dtype() == DType::Q8_0);
     let panel_values = panel_values(isa, n_in.min(KC), if has_two_planes { Q8_0::PLANES } else { 1 });
-    let panels = OutPtr::new(grow(&mut scratch.panels, pool.n_threads() * panel_values));
+    let panels = OutPtr::new(sized(&mut scratch.panels, pool.n_threads() * panel_values));
     let nr = 2 * isa.dispatch(super::isa::Lanes);
     let chunk = targets.n_tasks(nr).div_ceil(4 * pool.n_threads()).clamp(1, PANELS) * nr;
     pool.run_indexed(targets.n_tasks(chunk), &|worker_idx, task_idx| {
