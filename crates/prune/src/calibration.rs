@@ -19,23 +19,33 @@ pub fn default_text() -> String {
     DEFAULT_PARTS.concat()
 }
 
-const DEFAULT_PARTS: [&str; 16] = [
-    include_str!("../data/calibration/01-town.txt"),
-    include_str!("../data/calibration/02-kitchen.txt"),
-    include_str!("../data/calibration/03-sea.txt"),
-    include_str!("../data/calibration/04-workshop.txt"),
-    include_str!("../data/calibration/05-garden.txt"),
-    include_str!("../data/calibration/06-travel.txt"),
-    include_str!("../data/calibration/07-science.txt"),
-    include_str!("../data/calibration/08-money.txt"),
-    include_str!("../data/calibration/09-health.txt"),
-    include_str!("../data/calibration/10-history.txt"),
-    include_str!("../data/calibration/11-sport.txt"),
-    include_str!("../data/calibration/12-machines.txt"),
-    include_str!("../data/calibration/13-weather.txt"),
-    include_str!("../data/calibration/14-letters.txt"),
-    include_str!("../data/calibration/15-school.txt"),
-    include_str!("../data/calibration/16-culture.txt"),
+/// The documents of [`default_text`]. Any stretch of them is a mixture of all kinds.
+pub fn default_documents() -> impl Iterator<Item = &'static str> {
+    DEFAULT_PARTS.iter().flat_map(|part| part.split(DOCUMENT_END)).filter(|document| !document.is_empty())
+}
+
+/// What stands between two documents.
+pub const DOCUMENT_END: &str = "\n\n\n";
+
+const DEFAULT_PARTS: [&str; 18] = [
+    include_str!("../data/calibration/01.txt"),
+    include_str!("../data/calibration/02.txt"),
+    include_str!("../data/calibration/03.txt"),
+    include_str!("../data/calibration/04.txt"),
+    include_str!("../data/calibration/05.txt"),
+    include_str!("../data/calibration/06.txt"),
+    include_str!("../data/calibration/07.txt"),
+    include_str!("../data/calibration/08.txt"),
+    include_str!("../data/calibration/09.txt"),
+    include_str!("../data/calibration/10.txt"),
+    include_str!("../data/calibration/11.txt"),
+    include_str!("../data/calibration/12.txt"),
+    include_str!("../data/calibration/13.txt"),
+    include_str!("../data/calibration/14.txt"),
+    include_str!("../data/calibration/15.txt"),
+    include_str!("../data/calibration/16.txt"),
+    include_str!("../data/calibration/17.txt"),
+    include_str!("../data/calibration/18.txt"),
 ];
 
 /// Tokens the pruner needs for `calibration_tokens` of fitting: the held-out windows come on top.
@@ -102,6 +112,15 @@ impl CalibrationSet {
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    #[test]
+    fn documents_of_the_default_text_are_whole_and_all_of_it() {
+        let documents: Vec<&str> = default_documents().collect();
+        assert_eq!(documents.join(DOCUMENT_END), default_text());
+        let is_whole =
+            |document: &&str| document.matches("```").count().is_multiple_of(2) && document.len() < 16 << 10;
+        assert!(documents.iter().all(is_whole));
+    }
 
     #[test]
     fn split_keeps_a_held_out_part_at_every_size() {

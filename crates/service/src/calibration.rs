@@ -4,7 +4,9 @@
 
 use crate::ServiceError;
 use crate::convert::{data_error, invalid, io_error};
-use secateur_prune::calibration::{DEFAULT_CALIBRATION_TOKENS, default_text, tokens_needed};
+use secateur_prune::calibration::{
+    DEFAULT_CALIBRATION_TOKENS, DOCUMENT_END, default_documents, default_text, tokens_needed,
+};
 use secateur_store::digest_file;
 use secateur_tokenizer::{AddSpecial, Tokenizer};
 use std::fs::File;
@@ -17,6 +19,8 @@ const BYTES_PER_TOKEN: usize = 8;
 const MAX_TEXT_BYTES: usize = 64 << 20;
 /// Tokens at the end of a part of a text that may differ from those of the whole text.
 const UNSURE_TOKENS: usize = 64;
+/// Prose whose tokens have less than this share of the usual bytes is in a language that the tokenizer was not made for.
+const FOREIGN_TOKEN_BYTES: f64 = 0.8;
 /// Most calibration tokens that may be asked for.
 pub(crate) const MAX_CALIBRATION_TOKENS: usize = 1 << 20;
 
@@ -73,7 +77,7 @@ impl Calibration {
     pub(crate) fn load(&self, tokenizer: &Tokenizer) -> Result<Vec<u32>, ServiceError> {
         let n_needed = tokens_needed(self.fit_tokens()?);
         let mut tokens = match &self.text {
-            CalibrationText::Default => encode(tokenizer, &default_text())?,
+            CalibrationText::Default => default_tokens(tokenizer)?,
             CalibrationText::Text(text) => encode(tokenizer, text)?,
             CalibrationText::File(path) => load_file(path, tokenizer, n_needed)?,
         };
@@ -84,8 +88,47 @@ impl Calibration {
 }
 
 fn encode(tokenizer: &Tokenizer, text: &str) -> Result<Vec<u32>, ServiceError> {
-    let encoded = tokenizer.encode(text, AddSpecial::Yes);
-    encoded.map_err(|error| crate::convert::text_error("calibration", &error))
+    encode_part(tokenizer, text, AddSpecial::Yes)
+}
+
+fn encode_part(tokenizer: &Tokenizer, text: &str, special: AddSpecial) -> Result<Vec<u32>, ServiceError> {
+    tokenizer.encode(text, special).map_err(|error| crate::convert::text_error("calibration", &error))
+}
+
+/// Tokens of the default text, without the documents in languages that the tokenizer has few words for: the model has
+/// hardly seen them, and they would take the place of what it is good at.
+fn default_tokens(tokenizer: &Tokenizer) -> Result<Vec<u32>, ServiceError> {
+    let mut documents = Vec::new();
+    for document in default_documents() {
+        let text = format!("{document}{DOCUMENT_END}");
+        documents.push((document, encode_part(tokenizer, &text, AddSpecial::No)?));
+    }
+    let measured: Vec<(bool, f64)> = documents
+        .iter()
+        .map(|(text, tokens)| (is_prose(text), text.len() as f64 / tokens.len().max(1) as f64))
+        .collect();
+    let mut all = encode(tokenizer, "")?;
+    let known = documents.into_iter().zip(in_known_language(&measured)).filter(|(_, is_known)| *is_known);
+    known.for_each(|((_, tokens), _)| all.extend(tokens));
+    Ok(all)
+}
+
+/// For documents, whether each is prose and its bytes per token: whether it is in a language that the tokenizer knows, or
+/// in none.
+fn in_known_language(documents: &[(bool, f64)]) -> Vec<bool> {
+    let mut token_bytes: Vec<f64> = documents.iter().map(|(_, token_bytes)| *token_bytes).collect();
+    token_bytes.sort_by(f64::total_cmp);
+    let usual = token_bytes.get(token_bytes.len() / 2).copied().unwrap_or(0.0);
+    documents
+        .iter()
+        .map(|(is_prose, token_bytes)| !is_prose || FOREIGN_TOKEN_BYTES * usual <= *token_bytes)
+        .collect()
+}
+
+/// Whether a text is neither code nor figures: digits and the signs of ASCII are few.
+fn is_prose(text: &str) -> bool {
+    let is_sign = |c: &char| c.is_ascii_digit() || c.is_ascii_punctuation();
+    text.chars().filter(is_sign).count() * 10 < text.chars().count()
 }
 
 fn load_file(path: &Path, tokenizer: &Tokenizer, n_needed: usize) -> Result<Vec<u32>, ServiceError> {
@@ -149,6 +192,19 @@ mod tests {
         std::fs::write(&path, b"abc\xff\xfedef").unwrap();
         assert!(matches!(read_text(&path, 99), Err(ServiceError::Data { .. })));
         assert!(matches!(read_text(&path, 5), Err(ServiceError::Data { .. })));
+    }
+
+    #[test]
+    fn prose_in_unknown_languages_is_left_out_and_code_is_not() {
+        let documents = [(true, 4.0), (true, 4.2), (true, 2.5), (false, 2.5), (true, 3.3), (true, 3.1)];
+        assert_eq!(in_known_language(&documents), [true, true, false, true, true, true]);
+        // A tokenizer of bytes knows no language better than another.
+        assert_eq!(in_known_language(&[(true, 1.0); 3]), [true; 3]);
+        assert!(in_known_language(&[]).is_empty());
+        assert!(is_prose("Tides: why the sea comes and goes\n\nStand on almost any ocean beach, and wait."));
+        assert!(is_prose("花园里的猫头鹰。外婆家的后院有一棵很老的樟树，树干上有个洞。"));
+        assert!(!is_prose("def lapse_rate(samples: list[Reading]) -> float:"));
+        assert!(!is_prose("0512  Wind SW 4, vis. good, 1009 hPa falling"));
     }
 
     #[test]
