@@ -102,23 +102,19 @@ def sweep(layers, windows, rope, head, clock):
     for layer in layers:
         copies = [layer.mlp(layer.attention(rows, rope)) for rows in copies]
         gram = torch.zeros(layer.down.shape[1], layer.down.shape[1])
-        ogram = torch.zeros(layer.o.shape[1], layer.o.shape[1])
         for at, rows in enumerate(curve):
-            heads = layer.heads_out(rows, rope)
-            ogram += heads.T @ heads
-            mid = rows + heads @ layer.o.T
+            mid = layer.attention(rows, rope)
             z = layer.inner(mid)
             gram += z.T @ z
             curve[at] = mid + z @ layer.down.T
         clock("measure forward")
-        remove(ogram, ogram @ layer.o.T, layer.o, layer.o.shape[1] // 3)
         cross = gram @ layer.down.T
         remove(gram, cross, layer.down, FLOOR)
         kept = remove(gram, cross, layer.down, layer.down.shape[1] // 2)
         narrow = refit(gram, cross, layer.down, kept)
         clock("measure solve")
         mid = layer.attention(untouched, rope)
-        copies += [untouched, layer.mlp(untouched), mid + layer.inner(mid)[:, kept] @ narrow.T]
+        copies += [untouched, mid + layer.inner(mid)[:, kept] @ narrow.T]
         untouched = layer.mlp(mid)
     base = F.log_softmax(untouched[256:] @ head.T, -1)
     for rows in copies:

@@ -7,7 +7,6 @@ use crate::job::{Job, Stage};
 use crate::layer_pass::{LayerDecision, advance_layer};
 use crate::measure::Decisions;
 use crate::methods::DepthMethod;
-use crate::pipeline::measured_share;
 use crate::projection::numeric;
 use crate::streams::Side;
 use secateur_engine::Head;
@@ -15,9 +14,9 @@ use secateur_model::LayerIdx;
 use std::time::Instant;
 
 /// Windows over which the influence of a layer is averaged.
-const INFLUENCE_WINDOWS: usize = 16;
+pub(crate) const INFLUENCE_WINDOWS: usize = 16;
 /// Windows whose loss SLEB compares; each comparison is a run of the model over them.
-const LOSS_WINDOWS: usize = 2;
+pub(crate) const LOSS_WINDOWS: usize = 2;
 const RECORD: &str = "probe-depth.json";
 
 /// Decides which layers leave so that the share removed comes closest to what was asked.
@@ -34,7 +33,6 @@ pub(crate) fn decide_depth(job: &mut Job<'_>, method: DepthMethod) -> Result<Dec
         job.clock("measure", from);
         Ok((influence, removed))
     })?;
-    job.resume_at(measured_share(1.0));
     let config = job.request.source.config();
     let keep = |layer_idx: usize| LayerDecision::whole(&config.layers[layer_idx]);
     let mut layers: Vec<LayerDecision> = (0..n_layers).map(keep).collect();
@@ -52,7 +50,7 @@ fn influence(job: &mut Job<'_>) -> Result<Vec<f64>, PruneError> {
     // Window after window through all layers: nothing but one window is held, and mapped layers are read again.
     for window_idx in 0..n_windows {
         let done = 0.5 * window_idx as f64 / n_windows as f64;
-        job.report(Stage::Measure, None, measured_share(done), None);
+        job.report(Stage::Measure, None, job.course.measured(done), None);
         job.streams.read(Side::Teacher, 0, window_idx, &mut rows)?;
         for (layer_idx, sum) in sums.iter_mut().enumerate() {
             job.check_cancel()?;
@@ -120,7 +118,7 @@ impl Losses {
         let gone = present.iter().filter(|present| !**present).count();
         let done =
             0.5 + 0.5 * (gone as f64 / (1.0 + job.request.ratio.get() * present.len() as f64)).min(1.0);
-        job.report(Stage::Measure, Some(without), measured_share(done), None);
+        job.report(Stage::Measure, Some(without), job.course.measured(done), None);
         Ok(sum / n.max(1) as f64)
     }
 }

@@ -7,6 +7,7 @@
 use crate::calibration::WINDOW_LEN;
 use crate::matrix::PANEL;
 use crate::refit::SOLVE_PANEL;
+use crate::sweep::{DAMAGE_POSITIONS, TOGETHER};
 use secateur_model::{
     LayerConfig, ModelConfig, WeightError, WeightId, WeightRole, WeightSource, layer_bytes,
 };
@@ -270,9 +271,6 @@ const MOMENTS_CODE_BYTES: u64 = 5 << 20;
 
 /// Rows of the vocabulary whose logits are in memory at a time.
 const VOCAB_BLOCK: u64 = 1024;
-/// Positions whose predictions are compared, and copies that are compared together with the untouched one.
-const DAMAGE_POSITIONS: u64 = 256;
-const COPIES_TOGETHER: u64 = 5;
 /// Packed panels of one thread for projections, with its part of an attention.
 const THREAD_PANEL_BYTES: u64 = 600 << 10;
 /// Those for sums of products.
@@ -443,7 +441,8 @@ impl<'a> Sizes<'a> {
     /// Divergences and losses over the vocabulary.
     fn head(&self) -> Phase {
         let block = VOCAB_BLOCK.min(self.inputs.vocab_size as u64);
-        let kl = 4 * COPIES_TOGETHER * DAMAGE_POSITIONS * (2 * self.d + block);
+        // Copies, and the untouched window beside them.
+        let kl = 4 * ((TOGETHER + 1) * DAMAGE_POSITIONS) as u64 * (2 * self.d + block);
         let loss = 4 * WINDOW_LEN as u64 * (2 * self.d + block);
         let sweeps = self.inputs.method.sweep && self.rung.sums != SumsIn::Moments;
         let both = if sweeps { kl.max(loss) } else { loss };

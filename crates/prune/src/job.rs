@@ -2,8 +2,9 @@
 
 use crate::calibration::CalibrationSet;
 use crate::checkpoint::WorkDir;
+use crate::course::{Course, Pace};
 use crate::error::PruneError;
-use crate::footprint::{PruneFootprint, Rung};
+use crate::footprint::{PruneFootprint, Rung, solve_threads};
 use crate::speed::{StageRate, Work};
 use crate::streams::Streams;
 use secateur_engine::{LayerBuffers, LayerRunner};
@@ -11,6 +12,7 @@ use secateur_model::{LayerIdx, PlanPolicy, PruneRatio, WeightSource};
 use secateur_tensor::DType;
 use secateur_tensor::kernels::ThreadPool;
 use secateur_tensor::kernels::heap::release_free_heap;
+use secateur_tensor::linalg::on_threads;
 use serde::de::DeserializeOwned;
 use serde::{Deserialize, Serialize};
 use std::collections::BTreeMap;
@@ -221,9 +223,8 @@ pub(crate) struct Job<'a> {
     work_done: BTreeMap<String, Work>,
     progress: &'a mut dyn FnMut(Progress),
     cancel: &'a AtomicBool,
-    started: Instant,
-    /// Share that was done when this run began.
-    done_before: f64,
+    pub(crate) course: Course,
+    pace: Option<Pace>,
 }
 
 /// The parts of a new [`Job`].
@@ -255,6 +256,11 @@ impl Shared<'_> {
         if self.cancel.load(Ordering::Relaxed) { Err(PruneError::Cancelled) } else { Ok(()) }
     }
 
+    /// Runs `work`, whose systems have `n_unknowns`, on as many threads as pay for their memory.
+    pub(crate) fn solve<T: Send>(&self, n_unknowns: usize, work: impl FnOnce() -> T + Send) -> T {
+        on_threads(solve_threads(n_unknowns, self.pool.n_threads()), work)
+    }
+
     /// Goes on unless the caller asked to stop.
     pub(crate) fn flow(&self) -> ControlFlow<()> {
         if self.cancel.load(Ordering::Relaxed) { ControlFlow::Break(()) } else { ControlFlow::Continue(()) }
@@ -277,8 +283,8 @@ impl<'a> Job<'a> {
             work_done: BTreeMap::new(),
             progress: parts.progress,
             cancel: parts.cancel,
-            started: Instant::now(),
-            done_before: 0.0,
+            course: Course::default(),
+            pace: None,
         }
     }
 
@@ -322,11 +328,6 @@ impl<'a> Job<'a> {
         self.work_done.iter().map(rate).collect()
     }
 
-    /// Says that `done` of the job was there when this run began.
-    pub(crate) fn resume_at(&mut self, done: f64) {
-        self.done_before = done;
-    }
-
     pub(crate) fn report(
         &mut self,
         stage: Stage,
@@ -334,9 +335,9 @@ impl<'a> Job<'a> {
         done: f64,
         error: Option<f64>,
     ) {
-        let elapsed = self.started.elapsed().as_secs_f64();
-        let fresh = done - self.done_before;
-        let eta_seconds = (0.02 < fresh).then(|| elapsed * (1.0 - done) / fresh);
+        let now = Instant::now();
+        let eta_seconds =
+            self.pace.get_or_insert_with(|| Pace::new(stage, now, done)).eta_seconds(stage, now, done);
         (self.progress)(Progress {
             stage,
             layer_idx,

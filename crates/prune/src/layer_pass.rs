@@ -8,7 +8,7 @@ use crate::align::{NormedSums, aligned};
 use crate::apply::{convert_layer, cut_attention, cut_mlp, narrowed, round_matrix, storage_dtype, to_matrix};
 use crate::calibration::WINDOW_LEN;
 use crate::error::PruneError;
-use crate::footprint::{SumsIn, solve_threads};
+use crate::footprint::SumsIn;
 use crate::job::{Job, LayerReport};
 use crate::methods::InputSource;
 use crate::numeric::NumericError;
@@ -24,7 +24,6 @@ use crate::streams::Side;
 use secateur_engine::{LayerRunner, Sublayer};
 use secateur_model::{LayerConfig, LayerIdx, WeightId, WeightRole, WeightSource};
 use secateur_tensor::kernels::{ThreadPool, cross_accumulate, gram_accumulate, mirror_upper};
-use secateur_tensor::linalg::on_threads;
 use secateur_tensor::{DType, WeightMatrix};
 use std::time::Instant;
 
@@ -284,9 +283,10 @@ impl LayerAtWork<'_, '_> {
         };
         let from = Instant::now();
         let pool = &self.job.pool;
-        let written = on_threads(solve_threads(sums.n_in, pool.n_threads()), || {
-            rewrite_matrices(pool, layer_idx, sums, share, matrices)
-        })?;
+        let written = self
+            .job
+            .shared()
+            .solve(sums.n_in, || rewrite_matrices(pool, layer_idx, sums, share, matrices))?;
         self.keep(written)?;
         student.put_memory(layer_idx, self.shape, self.weights()?);
         self.job.clock("align", from);

@@ -19,6 +19,7 @@ pub mod widths;
 mod align;
 mod apply;
 mod checkpoint;
+mod course;
 mod depth_pass;
 mod error;
 mod job;

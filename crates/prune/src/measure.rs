@@ -5,7 +5,6 @@ use crate::depth_pass::decide_depth;
 use crate::error::PruneError;
 use crate::job::Job;
 use crate::layer_pass::LayerDecision;
-use crate::pipeline::measured_share;
 use crate::pooled_pass::decide_pooled;
 use crate::refit::Damping;
 use crate::registry::{Method, Spread};
@@ -38,10 +37,9 @@ pub(crate) fn decide(job: &mut Job<'_>, method: &Method) -> Result<Decisions, Pr
     };
     let damping = method.width.damping_by_rows().unwrap_or(Damping::DEFAULT);
     let damages = job.remembered(RECORD, |job| sweep(job, damping))?;
-    job.resume_at(measured_share(1.0));
     let layers = match job.request.policy {
         PlanPolicy::Compatible => even(job)?,
-        PlanPolicy::Quality => spread(job, Damages { layers: &damages, gamma })?,
+        PlanPolicy::Quality => spread(job, &damages, gamma)?,
     };
     Ok(Decisions { layers, importance: damages.iter().map(|damage| damage.importance).collect() })
 }
@@ -93,87 +91,32 @@ fn even(job: &Job<'_>) -> Result<Vec<LayerDecision>, PruneError> {
     Ok(width.iter().zip(&config.layers).map(kept).collect())
 }
 
-/// Layers, KV groups and widths by measured damage.
+/// Layers and widths by measured damage.
 ///
-/// COMP's order: the least important layers are tried first, then the KV groups that are predicted to be missed least,
-/// and each leaves only when that is cheaper than narrowing MLPs for the same number of parameters. The amplitudes of
-/// what leaves whole add up (it all disturbs the same residual stream), so the divergences add as
-/// `(sum of square roots)^2`.
-fn spread(job: &mut Job<'_>, damages: Damages<'_>) -> Result<Vec<LayerDecision>, PruneError> {
+/// COMP's order: the least important layers are tried first, and each leaves only when that is cheaper than narrowing MLPs
+/// for the same number of parameters. The amplitudes of what leaves whole add up (it all disturbs the same residual
+/// stream), so the divergences add as `(sum of square roots)^2`.
+fn spread(job: &mut Job<'_>, damages: &[LayerDamage], gamma: f64) -> Result<Vec<LayerDecision>, PruneError> {
     let config = job.request.source.config().clone();
-    let n_layers = damages.layers.len();
-    let importance = |layer_idx: usize| damages.layers[layer_idx].importance;
-    let mut order: Vec<usize> = (0..n_layers).collect();
+    let importance = |layer_idx: usize| damages[layer_idx].importance;
+    let mut order: Vec<usize> = (0..damages.len()).collect();
     order.sort_by(|&a, &b| importance(a).total_cmp(&importance(b)).then(a.cmp(&b)));
-    let mut leaving = Leaving { layers: Vec::new(), groups: vec![0; n_layers] };
-    let mut best = without(job, &config, &damages, &leaving)?;
+    let mut leaving = Vec::new();
+    let mut best = without(job, &config, (damages, gamma), &leaving)?;
     for candidate in order {
         let mut tried = leaving.clone();
-        tried.layers.push(candidate);
-        match without(job, &config, &damages, &tried) {
+        tried.push(candidate);
+        match without(job, &config, (damages, gamma), &tried) {
             Ok(next) if next.damage < best.damage => (leaving, best) = (tried, next),
             // Not cheaper, or more than was to be removed: later candidates matter more.
             _ => break,
         }
     }
-    while let Some(candidate) = leaving.least_missed_group(&config, &damages) {
-        let mut tried = leaving.clone();
-        tried.groups[candidate] += 1;
-        match without(job, &config, &damages, &tried) {
-            Ok(next) if next.damage < best.damage => (leaving, best) = (tried, next),
-            _ => break,
-        }
-    }
-    if !leaving.layers.is_empty() {
-        leaving.layers.sort_unstable();
-        job.notes.push(format!("layers {:?} leave whole: cheaper than narrowing the others", leaving.layers));
-    }
-    let n_groups: usize = leaving.groups.iter().sum();
-    if n_groups != 0 {
-        job.notes.push(format!("{n_groups} KV groups leave: cheaper than narrowing MLPs further"));
+    if !leaving.is_empty() {
+        leaving.sort_unstable();
+        job.notes.push(format!("layers {leaving:?} leave whole: cheaper than narrowing the others"));
     }
     Ok(best.layers)
-}
-
-/// What leaves besides neurons.
-#[derive(Clone)]
-struct Leaving {
-    layers: Vec<usize>,
-    /// KV groups of each layer.
-    groups: Vec<usize>,
-}
-
-impl Leaving {
-    /// The layer whose next KV group is predicted to be missed least for its parameters; at least one group stays.
-    fn least_missed_group(&self, config: &ModelConfig, damages: &Damages<'_>) -> Option<usize> {
-        let price = |layer_idx: usize| {
-            let layer = &config.layers[layer_idx];
-            let n_removed = self.groups[layer_idx] + 1;
-            let removable = !self.layers.contains(&layer_idx) && n_removed < layer.num_key_value_heads;
-            let damage =
-                damages.curve(&damages.layers[layer_idx].attention).at(n_removed).filter(|_| removable)?;
-            Some((damage / group_params(config, layer).max(1) as f64, layer_idx))
-        };
-        let least = (0..damages.layers.len()).filter_map(price).min_by(|a, b| a.0.total_cmp(&b.0));
-        least.map(|(_, layer_idx)| layer_idx)
-    }
-}
-
-/// What the sweep measured, and how it is read.
-struct Damages<'a> {
-    layers: &'a [LayerDamage],
-    gamma: f64,
-}
-
-impl Damages<'_> {
-    fn curve<'d>(&self, damage: &'d CutDamage) -> DamageCurve<'d> {
-        DamageCurve {
-            errors: &damage.errors,
-            reference: damage.reference,
-            measured: damage.measured,
-            gamma: self.gamma,
-        }
-    }
 }
 
 /// Parameters of one KV group of a layer.
@@ -188,32 +131,26 @@ struct Spreading {
     damage: f64,
 }
 
-/// The cheapest widths when this leaves.
+/// The cheapest widths when the layers `leaving` leave.
 fn without(
     job: &Job<'_>,
     config: &ModelConfig,
-    damages: &Damages<'_>,
-    leaving: &Leaving,
+    (damages, gamma): (&[LayerDamage], f64),
+    leaving: &[usize],
 ) -> Result<Spreading, PruneError> {
     let beyond = |error: &dyn std::error::Error| ratio_error(job, error);
     let (mut freed, mut amplitude) = (0, 0.0);
     let mut kept = Vec::new();
     let mut stacks = Vec::new();
-    for (layer_idx, (layer, damage)) in config.layers.iter().zip(damages.layers).enumerate() {
-        if leaving.layers.contains(&layer_idx) {
+    for (layer_idx, (layer, damage)) in config.layers.iter().zip(damages).enumerate() {
+        if leaving.contains(&layer_idx) {
             freed += config.layer_params(layer);
             amplitude += damage.removed.sqrt();
             continue;
         }
-        if leaving.groups[layer_idx] != 0 {
-            freed += leaving.groups[layer_idx] as u64 * group_params(config, layer);
-            let damage =
-                damages.curve(&damage.attention).at(leaving.groups[layer_idx]).unwrap_or(f64::INFINITY);
-            amplitude += damage.sqrt();
-        }
-        let n_units = layer.intermediate_size;
-        let stack =
-            Stack::new(n_units, neuron_params(config), WidthGrid::NEURONS, &damages.curve(&damage.mlp));
+        let CutDamage { errors, reference, measured } = &damage.mlp;
+        let curve = DamageCurve { errors, reference: *reference, measured: *measured, gamma };
+        let stack = Stack::new(layer.intermediate_size, neuron_params(config), WidthGrid::NEURONS, &curve);
         stacks.push(stack.map_err(|error| beyond(&error))?);
         kept.push(layer_idx);
     }
@@ -222,9 +159,9 @@ fn without(
         reason: "what leaves whole is more than was to be removed".to_owned(),
     })?;
     let widths = allocate(&stacks, remove, config.all_layer_params()).map_err(|error| beyond(&error))?;
-    let mut layers = vec![LayerDecision::Remove; damages.layers.len()];
+    let mut layers = vec![LayerDecision::Remove; damages.len()];
     for (&layer_idx, &width) in kept.iter().zip(&widths.keep) {
-        let kv_groups = config.layers[layer_idx].num_key_value_heads - leaving.groups[layer_idx];
+        let kv_groups = config.layers[layer_idx].num_key_value_heads;
         layers[layer_idx] = LayerDecision::Keep { width, kv_groups };
     }
     Ok(Spreading { layers, damage: widths.damage + amplitude * amplitude })

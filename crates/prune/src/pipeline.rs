@@ -4,6 +4,7 @@
 use crate::apply::narrowed;
 use crate::calibration::{CalibrationSet, WINDOW_LEN};
 use crate::checkpoint::WorkDir;
+use crate::course::Course;
 use crate::error::PruneError;
 use crate::footprint::{FootprintInputs, LADDER, PruneFootprint, Rung, SumsIn, choose_rung};
 use crate::job::{Job, JobParts, LayerReport, Progress, PruneOutcome, PruneReport, PruneRequest, Stage};
@@ -12,6 +13,7 @@ use crate::measure::decide;
 use crate::overlay::{OverlaySource, verify_layer};
 use crate::registry::{Method, method};
 use crate::rounding::is_coarse;
+use crate::speed::layer_weights;
 use crate::streams::{Side, Streams};
 use secateur_engine::Head;
 use secateur_model::{ModelConfig, PruneRatio, WeightSource};
@@ -22,12 +24,7 @@ use std::sync::atomic::AtomicBool;
 use std::time::Instant;
 
 /// Part of every fingerprint: a change that alters results makes old work folders useless.
-const ALGORITHM_VERSION: u32 = 6;
-
-/// Shares of a job, by stage: where each one ends.
-const EMBED_END: f64 = 0.01;
-const MEASURE_END: f64 = 0.25;
-const PRUNE_END: f64 = 0.98;
+const ALGORITHM_VERSION: u32 = 7;
 
 /// Prunes a model. Deterministic: the same request gives the same bytes, whatever the number of threads and
 /// however often it was interrupted.
@@ -55,9 +52,11 @@ pub fn prune(
     let streams = Streams::open(&work, hidden_size)?;
     let pool = Arc::new(ThreadPool::new(request.n_threads.max(1)));
     let mut job = Job::new(JobParts { request, pool, set, work, streams, rung, footprint, progress, cancel });
+    job.course = Course::of(&job, &method);
     note_rung(&mut job, &asked, &method);
     embed(&mut job)?;
     let decisions = decide(&mut job, &method)?;
+    job.course.decided(&layer_weights(&job, &decisions.layers, &method));
     let layers = prune_layers(&mut job, &method, &decisions.layers, &decisions.importance)?;
     let (before, after) = evaluate(&mut job)?;
     let source = assemble(&job, &layers)?;
@@ -151,17 +150,8 @@ fn embed(job: &mut Job<'_>) -> Result<(), PruneError> {
     job.streams.embed(source.as_ref(), &job.set)?;
     job.work.write(RECORD, &true).map_err(|error| job.io_error(RECORD, error))?;
     job.clock("embed", from);
-    job.report(Stage::Embed, None, EMBED_END, None);
+    job.report(Stage::Embed, None, job.course.embedded(), None);
     Ok(())
-}
-
-/// Where the measuring stage is, as a share of the whole job.
-pub(crate) fn measured_share(done: f64) -> f64 {
-    EMBED_END + (MEASURE_END - EMBED_END) * done
-}
-
-fn pruned_share(done: usize, n_layers: usize) -> f64 {
-    MEASURE_END + (PRUNE_END - MEASURE_END) * done as f64 / n_layers.max(1) as f64
 }
 
 fn prune_layers(
@@ -170,25 +160,23 @@ fn prune_layers(
     decisions: &[LayerDecision],
     importance: &[f64],
 ) -> Result<Vec<LayerReport>, PruneError> {
-    let n_layers = decisions.len();
     let mut layers: Vec<LayerReport> = Vec::new();
     let mut fresh = false;
     for (layer_idx, &decision) in decisions.iter().enumerate() {
         let record = format!("layer-{layer_idx:03}.done");
         let known = if fresh { None } else { recorded(job, &record, layer_idx)? };
         if let Some(report) = known {
-            job.resume_at(pruned_share(layer_idx + 1, n_layers));
             layers.push(report);
             continue;
         }
         fresh = true;
-        job.report(Stage::Prune, Some(layer_idx), pruned_share(layer_idx, n_layers), None);
+        job.report(Stage::Prune, Some(layer_idx), job.course.pruned(layer_idx), None);
         let mut report = prune_layer(job, method, decision, &layers)?;
         report.importance = importance.get(layer_idx).copied();
         job.work.write(&record, &report).map_err(|error| job.io_error(&record, error))?;
         let error = Some(report.held_out_drift);
         layers.push(report);
-        job.report(Stage::Prune, Some(layer_idx), pruned_share(layer_idx + 1, n_layers), error);
+        job.report(Stage::Prune, Some(layer_idx), job.course.pruned(layer_idx + 1), error);
     }
     Ok(layers)
 }
@@ -208,7 +196,7 @@ fn recorded(job: &Job<'_>, record: &str, layer_idx: usize) -> Result<Option<Laye
 /// Mean loss of the held-out windows, teacher and student.
 fn evaluate(job: &mut Job<'_>) -> Result<(f64, f64), PruneError> {
     let from = Instant::now();
-    job.report(Stage::Evaluate, None, PRUNE_END, None);
+    job.report(Stage::Evaluate, None, job.course.pruned(job.request.source.config().n_layers()), None);
     let source = job.request.source.clone();
     let config = source.config();
     let head = Head::new(source.as_ref())?.giving_back(source.clone());

@@ -6,7 +6,6 @@ use crate::job::{Job, Stage};
 use crate::layer_pass::{LayerDecision, advance, collect};
 use crate::measure::{Decisions, group_params, neuron_params, ratio_error, to_remove};
 use crate::methods::{Linear, PooledLayer, pool_units};
-use crate::pipeline::measured_share;
 use crate::projection::{Projection, accumulate, numeric};
 use crate::registry::Method;
 use crate::stats::LayerStats;
@@ -23,7 +22,6 @@ type LayerScores = [Vec<f64>; 2];
 /// Decides how many neurons and KV groups each layer keeps. Widths are rounded to what storage formats like.
 pub(crate) fn decide_pooled(job: &mut Job<'_>, method: &Method) -> Result<Decisions, PruneError> {
     let scores = job.remembered(RECORD, |job| scores(job, method))?;
-    job.resume_at(measured_share(1.0));
     let config = job.request.source.config();
     let mut pool = Vec::new();
     for (layer, [groups, neurons]) in config.layers.iter().zip(scores) {
@@ -54,7 +52,7 @@ fn scores(job: &mut Job<'_>, method: &Method) -> Result<Vec<LayerScores>, PruneE
     let mut rows = vec![0.0; WINDOW_LEN * config.hidden_size];
     let n_windows = job.set.n_fit();
     for window_idx in 0..n_windows {
-        job.report(Stage::Measure, None, measured_share(window_idx as f64 / n_windows as f64), None);
+        job.report(Stage::Measure, None, job.course.measured(window_idx as f64 / n_windows as f64), None);
         job.streams.read(Side::Teacher, 0, window_idx, &mut rows)?;
         for (layer_idx, [attention, mlp]) in sums.iter_mut().enumerate() {
             job.check_cancel()?;

@@ -3,7 +3,7 @@
 
 use crate::apply::{Recovered, storage_dtype, store_projection};
 use crate::error::PruneError;
-use crate::footprint::{SumsIn, solve_threads};
+use crate::footprint::SumsIn;
 use crate::job::{Job, Shared};
 use crate::matrix::{MatrixView, RowStore};
 use crate::methods::{Linear, Needs, Recovery, select_units, unit_range};
@@ -15,7 +15,6 @@ use crate::spill::{DiskMatrix, WeightRows};
 use crate::stats::{LayerStats, StoredSums, TargetStats};
 use secateur_model::{LayerIdx, ModelConfig, WeightId, WeightRole};
 use secateur_tensor::kernels::{cross_accumulate, gram_accumulate, mirror_upper};
-use secateur_tensor::linalg::on_threads;
 use std::sync::Arc;
 
 /// One output projection of a layer.
@@ -96,7 +95,7 @@ impl Projection {
         stats: &mut LayerStats,
     ) -> Result<PrunedProjection, PruneError> {
         let shared = job.shared();
-        let pruned = on_threads(solve_threads(self.n_in, shared.pool.n_threads()), || {
+        let pruned = shared.solve(self.n_in, || {
             let (kept, mut recovery) = self.solve(shared, method, keep, stats)?;
             let columns = unit_range(&kept, self.unit_len);
             let source_dtype = shared.request.source.require(self.id())?.dtype();

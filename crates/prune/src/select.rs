@@ -248,9 +248,10 @@ fn eliminate(quadratic: &mut Quadratic, unit_len: usize, chosen: &[usize]) -> Re
 
 /// Moves the rows and columns that stay to the front of a matrix with `n` columns.
 fn compact(values: &mut [f32], n: usize, rows: &[usize], columns: &[usize]) {
+    let runs: Vec<&[usize]> = columns.chunk_by(|a, b| a + 1 == *b).collect();
     let mut to = 0;
     for &row in rows {
-        for run in columns.chunk_by(|a, b| a + 1 == *b) {
+        for run in &runs {
             let from = row * n + run[0];
             values.copy_within(from..from + run.len(), to);
             to += run.len();

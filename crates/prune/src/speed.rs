@@ -3,11 +3,14 @@
 //! Counted are multiplications and additions of the large products and factorisations, by their textbook numbers.
 
 use crate::calibration::WINDOW_LEN;
+use crate::depth_pass::{INFLUENCE_WINDOWS, LOSS_WINDOWS};
 use crate::job::{Job, LayerReport};
-use crate::methods::{NEURON_STEP, Needs};
-use crate::registry::Method;
+use crate::layer_pass::LayerDecision;
+use crate::methods::{DepthMethod, NEURON_STEP, Needs};
+use crate::registry::{Method, Spread};
+use crate::rounding::is_coarse;
 use crate::stats::LayerStats;
-use crate::sweep::TOGETHER;
+use crate::sweep::{DAMAGE_POSITIONS, SweepWindows, TOGETHER, n_copies_of};
 use secateur_model::LayerConfig;
 use serde::{Deserialize, Serialize};
 
@@ -107,10 +110,13 @@ pub(crate) fn solve_flops(stats: &LayerStats, kept: usize) -> Work {
     if stats.gram.is_none() && stats.stored.is_none() {
         return Work::default();
     }
-    let (k, d, s) = (stats.n_in as f64, stats.n_out as f64, kept as f64);
-    let mut flops = 2.0 * k * k * d + k * k * k + 2.0 * k * k * d + s * s * s / 3.0 + 2.0 * s * s * d;
-    flops += removal_flops(k, d, s);
-    Work { tokens: 0.0, flops }
+    Work { tokens: 0.0, flops: system_flops(stats.n_in as f64, stats.n_out as f64, kept as f64) }
+}
+
+fn system_flops(k: f64, d: f64, kept: f64) -> f64 {
+    let s = kept;
+    let solved = 2.0 * k * k * d + k * k * k + 2.0 * k * k * d + s * s * s / 3.0 + 2.0 * s * s * d;
+    solved + removal_flops(k, d, s)
 }
 
 fn removal_flops(k: f64, d: f64, kept: f64) -> f64 {
@@ -124,19 +130,107 @@ fn removal_flops(k: f64, d: f64, kept: f64) -> f64 {
 }
 
 /// The logits of all copies, and those of the untouched window for each [`TOGETHER`] of them.
-pub(crate) fn divergence_flops(job: &Job<'_>, n_copies: usize, positions: usize) -> Work {
+pub(crate) fn divergence_flops(job: &Job<'_>, n_copies: usize) -> Work {
     let config = job.request.source.config();
-    let n_runs = (n_copies + n_copies.div_ceil(TOGETHER)) * positions;
+    let n_runs = (n_copies + n_copies.div_ceil(TOGETHER)) * DAMAGE_POSITIONS;
     Work { tokens: 0.0, flops: 2.0 * n_runs as f64 * (config.hidden_size * config.vocab_size) as f64 }
 }
 
-/// One layer of the damage sweep: `n_windows` windows pass, `n_curve` of them are added up.
-pub(crate) fn sweep_flops(job: &Job<'_>, layer: &LayerConfig, n_windows: usize, n_curve: usize) -> Work {
+/// One layer of the damage sweep: `n_curve` windows pass and are added up, and `n_copies` copies of another one pass.
+pub(crate) fn sweep_flops(job: &Job<'_>, layer: &LayerConfig, n_copies: usize, n_curve: usize) -> Work {
     let (d, k) = (job.request.source.config().hidden_size as f64, layer.intermediate_size as f64);
-    let tokens = (n_windows * WINDOW_LEN) as f64;
-    let forward = tokens * (attn_flops(job, layer) + mlp_flops(job, layer.intermediate_size));
+    let tokens = ((n_copies + n_curve) * WINDOW_LEN) as f64;
+    let forward = tokens * forward_flops(job, layer);
     let collected = (n_curve * WINDOW_LEN) as f64 * (k * (k + 1.0) + 4.0 * d * k);
+    Work { tokens, flops: forward + collected + sweep_system_flops(k, d) }
+}
+
+fn sweep_system_flops(k: f64, d: f64) -> f64 {
     let half = k / 2.0;
-    let solved = 4.0 * k * k * d + k * k * k + half * half * (half / 3.0 + 2.0 * d);
-    Work { tokens, flops: forward + collected + solved + removal_flops(k, d, 64.0) }
+    4.0 * k * k * d + k * k * k + half * half * (half / 3.0 + 2.0 * d) + removal_flops(k, d, 64.0)
+}
+
+/// Per token: a whole layer.
+fn forward_flops(job: &Job<'_>, layer: &LayerConfig) -> f64 {
+    attn_flops(job, layer) + mlp_flops(job, layer.intermediate_size)
+}
+
+/// An operation of a system that is factored and solved takes about as long as this many of a product.
+const SYSTEM_SLOWNESS: f64 = 5.0;
+/// Operations that embedding one value is worth: it is decoded, and written to a file.
+const EMBED_FLOPS: f64 = 200.0;
+
+/// What embedding is expected to take, in operations at the pace of products; so are the weights below.
+pub(crate) fn embed_weight(job: &Job<'_>) -> f64 {
+    (job.set.n_windows() * WINDOW_LEN * job.request.source.config().hidden_size) as f64 * EMBED_FLOPS
+}
+
+/// What the steps of measuring are expected to take: the layers of a damage sweep, or the whole in one.
+pub(crate) fn measure_weights(job: &Job<'_>, method: &Method) -> Vec<f64> {
+    let config = job.request.source.config();
+    let window: f64 = config.layers.iter().map(|layer| WINDOW_LEN as f64 * forward_flops(job, layer)).sum();
+    match method.spread {
+        Spread::Measured { .. } => {
+            let n_curve = SweepWindows::new(job.set.n_fit()).n_curve();
+            let mut n_copies = 0;
+            let mut weights: Vec<f64> = Vec::with_capacity(config.layers.len());
+            for (layer_idx, layer) in config.layers.iter().enumerate() {
+                let systems = sweep_system_flops(layer.intermediate_size as f64, config.hidden_size as f64);
+                let all = sweep_flops(job, layer, n_copies, n_curve).flops;
+                weights.push(all + (SYSTEM_SLOWNESS - 1.0) * systems);
+                n_copies += n_copies_of(layer_idx, config.n_layers());
+            }
+            if let Some(last) = weights.last_mut() {
+                *last += divergence_flops(job, n_copies).flops;
+            }
+            weights
+        }
+        Spread::Pooled => vec![job.set.n_fit() as f64 * window],
+        Spread::Depth(depth) => {
+            let n_removed = job.request.ratio.get() * config.n_layers() as f64;
+            // A layer under trial is followed by half of the layers on average.
+            let n_trials =
+                if depth == DepthMethod::Sleb { n_removed * config.n_layers() as f64 / 2.0 } else { 0.0 };
+            vec![(INFLUENCE_WINDOWS as f64 + n_trials * LOSS_WINDOWS as f64) * window]
+        }
+        Spread::Uniform => Vec::new(),
+    }
+}
+
+/// What each layer is expected to take when this is decided.
+pub(crate) fn layer_weights(job: &Job<'_>, decisions: &[LayerDecision], method: &Method) -> Vec<f64> {
+    let layers = &job.request.source.config().layers;
+    // The layers before the first that changes are passed through and nothing else.
+    let mut changes = job.request.dtype.is_some_and(is_coarse);
+    let weight = |(decision, layer): (&LayerDecision, &LayerConfig)| {
+        changes |= *decision != LayerDecision::whole(layer);
+        let width = match decision {
+            LayerDecision::Remove => None,
+            LayerDecision::Keep { width, .. } => Some(*width),
+        };
+        layer_weight(job, layer, width, changes.then_some(method))
+    };
+    decisions.iter().zip(layers).map(weight).collect()
+}
+
+/// Three passes through the attention, one through the MLP as it was and one through the `width` neurons that are left of
+/// it, and with a method that fits the sums and the systems; a layer that leaves is passed by the teacher alone.
+fn layer_weight(job: &Job<'_>, layer: &LayerConfig, width: Option<usize>, method: Option<&Method>) -> f64 {
+    let (d, k) = (job.request.source.config().hidden_size as f64, layer.intermediate_size as f64);
+    let tokens = (job.set.n_windows() * WINDOW_LEN) as f64;
+    let Some(width) = width else { return tokens * forward_flops(job, layer) };
+    let mlp = mlp_flops(job, layer.intermediate_size) + mlp_flops(job, width);
+    let mut weight = tokens * (3.0 * attn_flops(job, layer) + mlp);
+    let Some(method) = method else { return weight };
+    if !matches!(method.spread, Spread::Depth(_)) {
+        weight += job.set.fit_tokens() as f64 * collected_flops(method, d, k);
+        if Needs::Gram <= method.width.needs() {
+            weight += SYSTEM_SLOWNESS * system_flops(k, d, width as f64);
+        }
+    }
+    if method.teacher.is_some() {
+        // Before the attention, and before the MLP.
+        weight += 2.0 * normed_sums_flops(job, true).flops;
+    }
+    weight
 }

@@ -1,9 +1,12 @@
 //! Measures on the base model what each cut would do to its predictions, in one sweep over the layers.
 //!
-//! At each layer the second-order removal gives the error curves of its MLP and its attention; then perturbed copies of
-//! a short token window are started: one without the layer, one with its MLP cut to half, one with some of its KV
-//! groups gone. All copies move on together with the sweep, so that each layer is in memory once. At the end the
-//! divergence of every copy from the untouched one is the measured damage of that cut.
+//! At each layer the second-order removal gives the error curve of its MLP; then perturbed copies of a short token window
+//! are started: one without the layer, one with its MLP cut to half. All copies move on together with the sweep, so that
+//! each layer is in memory once. At the end the divergence of every copy from the untouched one is the measured damage of
+//! that cut.
+//!
+//! Attention heads are not offered: what a head that looks far back is worth does not show on a window of this length (one
+//! KV group of the reference model that looked cheap cost a fourth of the perplexity at 2048 tokens).
 //!
 //! A deep model is measured at [`MEASURED_LAYERS`] of its layers and what lies between is interpolated, so that time
 //! grows with the number of layers and not with its square.
@@ -11,12 +14,10 @@
 use crate::calibration::WINDOW_LEN;
 use crate::comp::LayerImportance;
 use crate::error::PruneError;
-use crate::footprint::solve_threads;
 use crate::job::{Job, Shared, Stage};
 use crate::layer_pass::{advance, advance_layer, collect};
-use crate::methods::{step_of, unit_range};
-use crate::pipeline::measured_share;
-use crate::projection::{Projection, accumulate, fit_problem, numeric, settle_sums};
+use crate::methods::NEURON_STEP;
+use crate::projection::{Projection, fit_problem, numeric, settle_sums};
 use crate::refit::{Damping, refit};
 use crate::select::{Quadratic, Removal, RemovalOptions, Round, remove_units};
 use crate::speed::{divergence_flops, sweep_flops};
@@ -26,29 +27,26 @@ use crate::streams::Side;
 use crate::widths::WidthGrid;
 use secateur_engine::{Head, LayerRunner, Sublayer};
 use secateur_tensor::kernels::{GemmArgs, MatMut, MatRef, gemm};
-use secateur_tensor::linalg::on_threads;
 use serde::{Deserialize, Serialize};
 use std::time::Instant;
 
 /// Windows whose tokens make the error curves.
 const CURVE_WINDOWS: usize = 8;
 /// Positions at the end of the damage window whose predictions are compared.
-const DAMAGE_POSITIONS: usize = 256;
+pub(crate) const DAMAGE_POSITIONS: usize = 256;
 /// Layers, evenly spread, that are measured when there are more.
 const MEASURED_LAYERS: usize = 32;
 /// Copies whose logits are taken together: the untouched ones are computed once for all of them.
 pub(crate) const TOGETHER: usize = 4;
-/// Of this many KV groups one leaves to measure the damage.
-const GROUPS_PER_REMOVED: usize = 4;
 
-/// Measured damage of narrowing one projection.
+/// Measured damage of narrowing one MLP.
 #[derive(Clone, Debug, Default, Serialize, Deserialize)]
 pub(crate) struct CutDamage {
-    /// `errors[i]`: squared output error when the i least useful units are gone and the others refitted.
+    /// `errors[i]`: squared output error when the i least useful neurons are gone and the others refitted.
     pub(crate) errors: Vec<f64>,
-    /// Units removed when `measured` was measured.
+    /// Neurons removed when `measured` was measured.
     pub(crate) reference: usize,
-    /// Divergence (nats per token) of the model with this projection cut by `reference` units.
+    /// Divergence (nats per token) of the model with this MLP cut by `reference` neurons.
     pub(crate) measured: f64,
 }
 
@@ -57,10 +55,7 @@ pub(crate) struct CutDamage {
 pub(crate) struct LayerDamage {
     /// COMP's layer importance.
     pub(crate) importance: f64,
-    /// Of its neurons.
     pub(crate) mlp: CutDamage,
-    /// Of its KV groups; nothing to remove where there is but one.
-    pub(crate) attention: CutDamage,
     /// Divergence of the model without this layer.
     pub(crate) removed: f64,
 }
@@ -68,12 +63,17 @@ pub(crate) struct LayerDamage {
 impl LayerDamage {
     /// What the copies of a layer stand for, in the order of their slots.
     fn values(&mut self) -> [&mut f64; COPIES] {
-        [&mut self.removed, &mut self.mlp.measured, &mut self.attention.measured]
+        [&mut self.removed, &mut self.mlp.measured]
     }
 }
 
-/// Copies that a measured layer starts: without it, with its MLP narrowed, with KV groups gone.
-pub(crate) const COPIES: usize = 3;
+/// Copies that a measured layer starts: without it, and with its MLP narrowed.
+pub(crate) const COPIES: usize = 2;
+
+/// Copies that a layer starts.
+pub(crate) fn n_copies_of(layer_idx: usize, n_layers: usize) -> usize {
+    if is_measured(layer_idx, n_layers) { COPIES } else { 0 }
+}
 
 fn is_measured(layer_idx: usize, n_layers: usize) -> bool {
     let nth = |layer_idx: usize| layer_idx * (MEASURED_LAYERS - 1) / (n_layers - 1).max(1);
@@ -94,17 +94,21 @@ fn interpolate(values: &mut [f64], known: &[bool]) {
 }
 
 /// The windows of the sweep: those that make the curves, and the one whose predictions are compared.
-struct SweepWindows {
+pub(crate) struct SweepWindows {
     curve: Vec<usize>,
     damage: usize,
 }
 
 impl SweepWindows {
-    fn new(n_fit: usize) -> Self {
+    pub(crate) fn new(n_fit: usize) -> Self {
         let n_curve = CURVE_WINDOWS.min(n_fit.saturating_sub(1)).max(1);
         // Evenly over the set, so that the text of every part is heard.
         let curve = (0..n_curve).map(|at| at * n_fit / n_curve).collect();
         Self { curve, damage: n_fit - 1 }
+    }
+
+    pub(crate) fn n_curve(&self) -> usize {
+        self.curve.len()
     }
 }
 
@@ -124,13 +128,11 @@ pub(crate) fn sweep(job: &mut Job<'_>, damping: Damping) -> Result<Vec<LayerDama
     let mut fresh = false;
     for layer_idx in 0..n_layers {
         let record = format!("probe-{layer_idx:03}.done");
-        let share = |n_done: usize| measured_share(n_done as f64 / n_layers as f64);
         state.layer_idx = layer_idx;
         if !fresh {
             if let Some(known) = job.work.read(&record).map_err(|error| job.io_error(&record, error))? {
                 damages.push(known);
-                state.n_copies += if is_measured(layer_idx, n_layers) { COPIES } else { 0 };
-                job.resume_at(share(layer_idx + 1));
+                state.n_copies += n_copies_of(layer_idx, n_layers);
                 continue;
             }
             fresh = true;
@@ -138,20 +140,19 @@ pub(crate) fn sweep(job: &mut Job<'_>, damping: Damping) -> Result<Vec<LayerDama
                 state.start(job)?;
             }
         }
-        job.report(Stage::Measure, Some(layer_idx), share(layer_idx), None);
+        job.report(Stage::Measure, Some(layer_idx), job.course.swept(layer_idx), None);
         let damage = state.layer(job, layer_idx)?;
         state.sync(job)?;
         job.work.write(&record, &damage).map_err(|error| job.io_error(&record, error))?;
         damages.push(damage);
-        let n_curve = state.windows.curve.len();
         let layer = source.config().layers[layer_idx];
-        job.count("measure", sweep_flops(job, &layer, state.n_copies + n_curve, n_curve));
+        job.count("measure", sweep_flops(job, &layer, state.n_copies, state.windows.n_curve()));
         source.give_back_layer(layer_idx);
         job.release_buffers();
     }
     state.layer_idx = n_layers;
     let kl = state.divergences(job)?;
-    job.count("measure", divergence_flops(job, state.n_copies, DAMAGE_POSITIONS));
+    job.count("measure", divergence_flops(job, state.n_copies));
     let known: Vec<bool> = (0..n_layers).map(|layer_idx| is_measured(layer_idx, n_layers)).collect();
     let measured = damages.iter_mut().zip(&known).filter(|(_, known)| **known).map(|(damage, _)| damage);
     for (damage, measured) in measured.zip(kl.chunks_exact(COPIES)) {
@@ -191,9 +192,9 @@ impl Sweep {
         self.untouched_slot() + 1 + copy
     }
 
-    /// Slots of the copies that the layer that is passed starts: without it, narrowed, without KV groups.
+    /// Slots of the copies that the layer that is passed starts: without it, narrowed.
     fn new_slots(&self) -> [usize; COPIES] {
-        [0, 1, 2].map(|nth| self.copy_slot(self.n_copies + nth))
+        [0, 1].map(|nth| self.copy_slot(self.n_copies + nth))
     }
 
     fn read(&mut self, job: &Job<'_>, slot: usize) -> Result<(), PruneError> {
@@ -234,107 +235,70 @@ impl Sweep {
             advance_layer(job, &runner, &mut self.rows)?;
             self.write(job, slot, &self.rows)?;
         }
-        let LayerSums { importance, attention, mlp } = self.curve_windows(job, layer_idx, &runner)?;
+        let (importance, sums) = self.curve_windows(job, layer_idx, &runner)?;
         // Neither the layer's buffers nor its pages are needed while its systems are solved.
         drop(runner);
         job.release_buffers();
         source.give_back_layer(layer_idx);
         let config = source.config();
-        let measured = is_measured(layer_idx, config.n_layers());
-        self.read(job, self.untouched_slot())?;
-        // One cut after the other: the weights of one need not be in memory while the other's systems are solved.
-        let attention = {
-            let projection = Projection::of_attention(config, layer_idx);
-            let cut = cut_for_curve(job, projection, attention, (1, self.damping))?;
-            let runner = job.runner(source.as_ref(), layer_idx)?;
-            if measured {
-                self.start_without_groups(job, &runner, &cut)?;
-            } else {
-                advance(job, &runner, Sublayer::Attn, &mut self.rows)?;
-            }
-            cut.damage
-        };
-        job.release_buffers();
-        source.give_back_layer(layer_idx);
-        let floor = WidthGrid::NEURONS.floor;
-        let mlp = cut_for_curve(job, Projection::of_mlp(config, layer_idx), mlp, (floor, self.damping))?;
+        let cut = cut_for_curve(job, Projection::of_mlp(config, layer_idx), sums, self.damping)?;
         let runner = job.runner(source.as_ref(), layer_idx)?;
+        self.read(job, self.untouched_slot())?;
+        let [removed, narrowed] = self.new_slots();
+        let measured = is_measured(layer_idx, config.n_layers());
         if measured {
-            self.start_narrowed(job, &runner, &mlp)?;
-            self.n_copies += COPIES;
+            // The copy without this layer is the window as it comes in.
+            self.write(job, removed, &self.rows)?;
+        }
+        advance(job, &runner, Sublayer::Attn, &mut self.rows)?;
+        if measured {
+            self.write(job, narrowed, &self.narrowed(job, &runner, &cut)?)?;
         }
         advance(job, &runner, Sublayer::Mlp, &mut self.rows)?;
         self.write(job, self.untouched_slot(), &self.rows)?;
-        Ok(LayerDamage { importance: importance.aggregated(), mlp: mlp.damage, attention, removed: 0.0 })
+        self.n_copies += n_copies_of(layer_idx, config.n_layers());
+        Ok(LayerDamage { importance: importance.aggregated(), mlp: cut.damage, removed: 0.0 })
     }
 
-    /// Starts the copies without the layer that is passed and without some of its KV groups, and moves the untouched
-    /// window through its attention.
-    fn start_without_groups(
-        &mut self,
-        job: &Job<'_>,
-        runner: &LayerRunner,
-        attention: &CurveCut,
-    ) -> Result<(), PruneError> {
-        let [removed, _, without_groups] = self.new_slots();
-        // The copy without this layer is the window as it comes in.
-        self.write(job, removed, &self.rows)?;
-        let mut rows = self.rows.clone();
-        if let Some(run) = runner.run(Sublayer::Attn, &self.rows)? {
-            add_product(job, run.inner(), attention, &mut rows);
-            self.rows.copy_from_slice(run.output());
-        }
-        advance(job, runner, Sublayer::Mlp, &mut rows)?;
-        self.write(job, without_groups, &rows)
-    }
-
-    /// Starts the copy whose MLP is narrowed, from the untouched window after the layer's attention.
-    fn start_narrowed(&self, job: &Job<'_>, runner: &LayerRunner, mlp: &CurveCut) -> Result<(), PruneError> {
-        let [_, narrowed, _] = self.new_slots();
+    /// What the window, after the layer's attention, is after its narrowed MLP.
+    fn narrowed(&self, job: &Job<'_>, runner: &LayerRunner, cut: &CurveCut) -> Result<Vec<f32>, PruneError> {
         let mut rows = self.rows.clone();
         let portion = job.rung.mlp_rows * job.request.source.config().hidden_size;
         for (mid, rows) in self.rows.chunks(portion).zip(rows.chunks_mut(portion)) {
             if let Some(inner) = runner.run_mlp_inner(mid)? {
-                add_product(job, inner.inner(), mlp, rows);
+                add_product(job, inner.inner(), cut, rows);
             }
         }
-        self.write(job, narrowed, &rows)
+        Ok(rows)
     }
 
-    /// Moves the curve windows through the layer; returns its importance and the sums of its projections.
+    /// Moves the curve windows through the layer; returns its importance and the sums of its MLP.
     fn curve_windows(
         &mut self,
         job: &Job<'_>,
         layer_idx: usize,
         runner: &LayerRunner,
-    ) -> Result<LayerSums, PruneError> {
+    ) -> Result<(LayerImportance, LayerStats), PruneError> {
         let config = job.request.source.config();
-        let sums = |projection: Projection| LayerStats {
+        let projection = Projection::of_mlp(config, layer_idx);
+        let mut importance = LayerImportance::default();
+        let mut sums = LayerStats {
             gram: Some(vec![0.0; projection.n_in * projection.n_in]),
             ..LayerStats::new(projection.n_in, projection.n_out)
-        };
-        let mut found = LayerSums {
-            importance: LayerImportance::default(),
-            attention: sums(Projection::of_attention(config, layer_idx)),
-            mlp: sums(Projection::of_mlp(config, layer_idx)),
         };
         for slot in 0..self.windows.curve.len() {
             job.check_cancel()?;
             self.read(job, slot)?;
             let before = self.rows.clone();
-            if let Some(run) = runner.run(Sublayer::Attn, &self.rows)? {
-                accumulate(job, layer_idx, run.inner(), None, &mut found.attention)?;
-                self.rows.copy_from_slice(run.output());
-            }
-            collect(job, layer_idx, runner, &self.rows, None, &mut found.mlp)?;
+            advance(job, runner, Sublayer::Attn, &mut self.rows)?;
+            collect(job, layer_idx, runner, &self.rows, None, &mut sums)?;
             advance(job, runner, Sublayer::Mlp, &mut self.rows)?;
-            found
-                .importance
+            importance
                 .add_window(&before, &self.rows, config.hidden_size)
                 .map_err(|error| numeric(layer_idx, &error))?;
             self.write(job, slot, &self.rows)?;
         }
-        Ok(found)
+        Ok((importance, sums))
     }
 
     /// Divergence of every copy from the untouched window.
@@ -361,32 +325,24 @@ impl Sweep {
     }
 }
 
-/// What the curve windows told of a layer.
-struct LayerSums {
-    importance: LayerImportance,
-    attention: LayerStats,
-    mlp: LayerStats,
-}
-
-/// A projection cut to the reference, and the error of every narrower one.
+/// An MLP cut to half of its neurons, and the error of every narrower one.
 #[derive(Default)]
 struct CurveCut {
     damage: CutDamage,
-    /// Inputs that stay.
+    /// Neurons that stay.
     kept: Vec<usize>,
-    /// Inputs before.
+    /// Neurons before.
     n_in: usize,
     /// `[d, kept]`.
     weight: Vec<f32>,
 }
 
-/// Removes units of a projection down to `floor` with the others refitted to the layer's own output. The reference is
-/// half of the neurons, or one KV group of each [`GROUPS_PER_REMOVED`].
+/// Removes neurons down to the narrowest width, with the others refitted to the layer's own output.
 fn cut_for_curve(
     job: &Job<'_>,
     projection: Projection,
     mut stats: LayerStats,
-    (floor, damping): (usize, Damping),
+    damping: Damping,
 ) -> Result<CurveCut, PruneError> {
     if projection.n_in == 0 {
         return Ok(CurveCut {
@@ -396,9 +352,7 @@ fn cut_for_curve(
     }
     settle_sums(job, &mut stats)?;
     let shared = job.shared();
-    on_threads(solve_threads(projection.n_in, shared.pool.n_threads()), || {
-        cut_settled(shared, projection, &mut stats, (floor, damping))
-    })
+    shared.solve(projection.n_in, || cut_settled(shared, projection, &mut stats, damping))
 }
 
 /// As [`cut_for_curve`], with sums that are settled.
@@ -406,29 +360,22 @@ fn cut_settled(
     job: Shared<'_>,
     projection: Projection,
     stats: &mut LayerStats,
-    (floor, damping): (usize, Damping),
+    damping: Damping,
 ) -> Result<CurveCut, PruneError> {
     let fail = |error| numeric(projection.layer_idx, &error as &dyn std::error::Error);
     let rows = projection.rows(job)?;
     stats.set_own_target(rows.view()).map_err(fail)?;
     let problem = fit_problem(stats, rows.view(), damping).map_err(fail)?;
-    let n_units = projection.n_in / projection.unit_len;
-    let options = RemovalOptions {
-        unit_len: projection.unit_len,
-        keep: floor.min(n_units),
-        step: step_of(projection.unit_len),
-    };
+    let n_neurons = projection.n_in;
+    let options =
+        RemovalOptions { unit_len: 1, keep: WidthGrid::NEURONS.floor.min(n_neurons), step: NEURON_STEP };
     let quadratic = Quadratic::of_weights(&problem).map_err(fail)?;
     let mut go_on = |_: &Round<'_>| job.flow();
     let Removal { kept, order, errors, .. } = remove_units(quadratic, &options, &mut go_on).map_err(fail)?;
     job.check_cancel()?;
-    let reference = match projection.unit_len {
-        1 => n_units / 2,
-        _ => n_units.div_ceil(GROUPS_PER_REMOVED),
-    };
-    let reference = reference.min(order.len());
+    let reference = (n_neurons / 2).min(order.len());
     let removal = Removal { kept, order, errors: Vec::new(), coefficients: Vec::new() };
-    let kept = unit_range(&removal.kept_after(reference), projection.unit_len);
+    let kept = removal.kept_after(reference);
     let weight = refit(&problem, &kept).map_err(fail)?;
     Ok(CurveCut {
         damage: CutDamage { errors, reference, measured: 0.0 },
