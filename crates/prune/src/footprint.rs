@@ -267,7 +267,7 @@ pub fn choose_rung(
 /// Code and tables that a job brings into memory when it runs for the first time, and the same without the code of
 /// factorisations.
 const CODE_BYTES: u64 = 7 << 20;
-const MOMENTS_CODE_BYTES: u64 = 5 << 20;
+const MOMENTS_CODE_BYTES: u64 = 4 << 20;
 
 /// Rows of the vocabulary whose logits are in memory at a time.
 const VOCAB_BLOCK: u64 = 1024;
