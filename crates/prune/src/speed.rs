@@ -113,8 +113,8 @@ pub(crate) fn solve_flops(stats: &LayerStats, kept: usize) -> Work {
     Work { tokens: 0.0, flops: system_flops(stats.n_in as f64, stats.n_out as f64, kept as f64) }
 }
 
-fn system_flops(k: f64, d: f64, kept: f64) -> f64 {
-    let s = kept;
+/// `s` of `k` inputs stay.
+fn system_flops(k: f64, d: f64, s: f64) -> f64 {
     let solved = 2.0 * k * k * d + k * k * k + 2.0 * k * k * d + s * s * s / 3.0 + 2.0 * s * s * d;
     solved + removal_flops(k, d, s)
 }

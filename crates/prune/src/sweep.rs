@@ -68,7 +68,7 @@ impl LayerDamage {
 }
 
 /// Copies that a measured layer starts: without it, and with its MLP narrowed.
-pub(crate) const COPIES: usize = 2;
+const COPIES: usize = 2;
 
 /// Copies that a layer starts.
 pub(crate) fn n_copies_of(layer_idx: usize, n_layers: usize) -> usize {
@@ -245,18 +245,18 @@ impl Sweep {
         let runner = job.runner(source.as_ref(), layer_idx)?;
         self.read(job, self.untouched_slot())?;
         let [removed, narrowed] = self.new_slots();
-        let measured = is_measured(layer_idx, config.n_layers());
-        if measured {
+        let n_started = n_copies_of(layer_idx, config.n_layers());
+        if n_started != 0 {
             // The copy without this layer is the window as it comes in.
             self.write(job, removed, &self.rows)?;
         }
         advance(job, &runner, Sublayer::Attn, &mut self.rows)?;
-        if measured {
+        if n_started != 0 {
             self.write(job, narrowed, &self.narrowed(job, &runner, &cut)?)?;
         }
         advance(job, &runner, Sublayer::Mlp, &mut self.rows)?;
         self.write(job, self.untouched_slot(), &self.rows)?;
-        self.n_copies += n_copies_of(layer_idx, config.n_layers());
+        self.n_copies += n_started;
         Ok(LayerDamage { importance: importance.aggregated(), mlp: cut.damage, removed: 0.0 })
     }
 
