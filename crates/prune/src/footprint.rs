@@ -7,6 +7,7 @@
 use crate::calibration::WINDOW_LEN;
 use crate::matrix::PANEL;
 use crate::refit::SOLVE_PANEL;
+use crate::stats::own_panel;
 use crate::sweep::{DAMAGE_POSITIONS, TOGETHER};
 use secateur_model::{
     LayerConfig, ModelConfig, WeightError, WeightId, WeightRole, WeightSource, layer_bytes,
@@ -354,7 +355,8 @@ impl<'a> Sizes<'a> {
         )
     }
 
-    fn held(&self) -> [(&'static str, u64); 3] {
+    /// Sums while systems are solved; those in files are read in panels of so many rows.
+    fn held(&self, panel: usize) -> [(&'static str, u64); 3] {
         let (gram, _) = self.sums();
         let cross = 4 * self.k * self.d;
         let hidden = if self.inputs.method.sweep { 2 * 4 * WINDOW_LEN as u64 * self.d } else { 0 };
@@ -363,7 +365,7 @@ impl<'a> Sizes<'a> {
                 [("Gram matrix", gram), ("cross products", cross), ("hidden states of the sweep", hidden)]
             }
             SumsIn::Files | SumsIn::Moments => {
-                let panel = 4 * PANEL as u64 * (self.k + self.d);
+                let panel = 4 * panel as u64 * (self.k + self.d);
                 [("panels of sums", panel), ("", 0), ("hidden states of the sweep", hidden)]
             }
         }
@@ -378,7 +380,8 @@ impl<'a> Sizes<'a> {
 
     /// The layer's own output is added to the target.
     fn own_output(&self) -> Phase {
-        let [gram, cross, hidden] = self.held();
+        let panel = own_panel(self.inputs.hidden_size);
+        let [gram, cross, hidden] = self.held(panel);
         Phase::new(
             "own output",
             &[
@@ -387,7 +390,7 @@ impl<'a> Sizes<'a> {
                 hidden,
                 ("down projection", self.down()),
                 ("down projection in f64", 8 * self.k * self.d),
-                ("panel in f64", 8 * PANEL as u64 * (self.k + self.d)),
+                ("panel in f64", 8 * panel as u64 * (self.k + self.d)),
                 ("linear algebra", self.linalg()),
             ],
         )
@@ -408,7 +411,7 @@ impl<'a> Sizes<'a> {
 
     /// Factor, inverse, selection, refit and rounding.
     fn solve(&self) -> Phase {
-        let [gram, cross, hidden] = self.held();
+        let [gram, cross, hidden] = self.held(PANEL);
         let own = if self.inputs.method.reads_by_rows { 0 } else { 4 * self.k * self.d };
         Phase::new(
             "solve",

@@ -77,7 +77,12 @@ pub(crate) fn unreadable(error: &io::Error) -> NumericError {
 
 /// The panels of a matrix with `n_rows` rows: first row and number of rows.
 pub(crate) fn panels(n_rows: usize) -> impl Iterator<Item = (usize, usize)> {
-    (0..n_rows).step_by(PANEL).map(move |first| (first, PANEL.min(n_rows - first)))
+    panels_of(PANEL, n_rows)
+}
+
+/// The same with panels of `panel_len` rows.
+pub(crate) fn panels_of(panel_len: usize, n_rows: usize) -> impl Iterator<Item = (usize, usize)> {
+    (0..n_rows).step_by(panel_len).map(move |first| (first, panel_len.min(n_rows - first)))
 }
 
 /// Copies the rows and columns `columns` (rising) of a symmetric matrix `[n, n]` into f64.

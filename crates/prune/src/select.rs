@@ -10,7 +10,7 @@
 
 use crate::numeric::{NumericError, check_len};
 use crate::refit::FitProblem;
-use secateur_tensor::linalg::{LinalgError, Operand, Product, SpdFactor, multiply};
+use secateur_tensor::linalg::{LinalgError, Operand, Product, SpdFactor, column_energies, multiply};
 use std::ops::ControlFlow;
 
 /// A quadratic at its minimum.
@@ -162,12 +162,7 @@ pub(crate) fn unit_scores(quadratic: &Quadratic, unit_len: usize) -> Result<Vec<
     let n = quadratic.n_cols;
     let inverse = quadratic.inverse();
     if unit_len == 1 {
-        let mut scores = vec![0.0f64; n];
-        for row in quadratic.coefficients.chunks_exact(n.max(1)) {
-            for (score, &value) in scores.iter_mut().zip(row) {
-                *score += f64::from(value) * f64::from(value);
-            }
-        }
+        let mut scores = column_energies(&quadratic.coefficients, n);
         for (j, score) in scores.iter_mut().enumerate() {
             let pivot = f64::from(inverse[j * n + j]);
             if pivot.is_nan() || pivot <= 0.0 {

@@ -4,7 +4,7 @@
 //! `t` what its output should be. The caller streams tokens and adds them up; no token is kept.
 //! Memory for `n_in` = k, `n_out` = d: moments `16 k`, Gram `4 k^2`, cross `4 k d` bytes.
 
-use crate::matrix::{MatrixView, RowStore, panels, unreadable};
+use crate::matrix::{MatrixView, PANEL, RowStore, panels, panels_of, unreadable};
 use crate::numeric::{NumericError, check_len};
 use secateur_tensor::linalg::{Operand, Product, multiply};
 use std::sync::Arc;
@@ -229,7 +229,7 @@ impl LayerStats {
         let weight_t = Operand::new(&wide, d, k).t();
         let mut energy = 0.0;
         let (mut rows, mut product) = (Vec::new(), Vec::new());
-        for (first, n_rows) in panels(k) {
+        for (first, n_rows) in panels_of(own_panel(d), k) {
             rows.clear();
             rows.extend(gram.rows((first, n_rows), k, &mut buffer)?.iter().copied().map(f64::from));
             product.resize(n_rows * d, 0.0f64);
@@ -242,6 +242,12 @@ impl LayerStats {
         let dot = |row: &[f64]| row.iter().zip(&self.sum).map(|(w, v)| w * v).sum();
         Ok(OwnSums { sum: wide.chunks_exact(k.max(1)).map(dot).collect(), energy })
     }
+}
+
+/// Rows of `G W0'` that are made at once for `d` outputs: each panel packs W0 anew, so more of them where W0 is large, yet
+/// no more than a few hundredths of its bytes.
+pub(crate) fn own_panel(d: usize) -> usize {
+    PANEL.max(d / 16)
 }
 
 /// Takes `(first row, rows of G W0' [rows, d], W0 [d, k])`.

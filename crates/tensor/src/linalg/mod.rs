@@ -15,7 +15,7 @@ mod spd;
 mod tests;
 
 pub use eigen::{condition_number, symmetric_eigenvalues};
-pub use product::{Operand, Product, multiply};
+pub use product::{Operand, Product, column_energies, multiply};
 pub use ridge::{gather_symmetric, ridge_solve};
 pub use spd::SpdFactor;
 
@@ -32,10 +32,14 @@ pub fn on_threads<T: Send>(n_threads: usize, work: impl FnOnce() -> T + Send) ->
     }
 }
 
+/// Whether the calling thread is one of several of [`on_threads`].
+fn is_shared() -> bool {
+    rayon::current_thread_index().is_some() && 1 < rayon::current_num_threads()
+}
+
 /// How faer shares work out: over the threads of [`on_threads`], or not at all.
 fn par() -> Par {
-    let is_shared = rayon::current_thread_index().is_some() && 1 < rayon::current_num_threads();
-    if is_shared { Par::rayon(0) } else { Par::Seq }
+    if is_shared() { Par::rayon(0) } else { Par::Seq }
 }
 
 /// Columns taken at once where a temporary copy is needed.

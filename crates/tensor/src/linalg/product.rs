@@ -1,12 +1,14 @@
-//! Matrix products of row-major slices, in f32 or f64.
+//! Matrix products of row-major slices, in f32 or f64, and sums over their columns.
 //!
 //! These are the products inside the pruning maths (rank-64 updates, `W G W'`), each a few hundred
 //! megaflops; the products over calibration tokens belong to `kernels`, which use all threads.
 
-use super::{LinalgError, check_len, par};
+use super::{LinalgError, check_len, is_shared, par};
 use faer::linalg::matmul::matmul;
 use faer::traits::ComplexField;
 use faer::{Accum, MatMut, MatRef};
+use rayon::iter::{IndexedParallelIterator, ParallelIterator};
+use rayon::slice::ParallelSliceMut;
 
 /// A row-major matrix as a factor of a product.
 #[derive(Clone, Copy, Debug)]
@@ -70,4 +72,27 @@ pub fn multiply<T: ComplexField + Copy>(
     };
     matmul(MatMut::from_row_major_slice_mut(out, n_rows, n_cols), accum, a.view(), b.view(), alpha, par());
     Ok(())
+}
+
+/// Columns whose energies one thread adds up.
+const ENERGY_COLUMNS: usize = 512;
+
+/// Returns the sum of the squares of each column of a row-major matrix of rows of `n_cols`, `[n_cols]`; what is beyond the
+/// last whole row does not count.
+#[must_use]
+pub fn column_energies(values: &[f32], n_cols: usize) -> Vec<f64> {
+    let mut energies = vec![0.0f64; n_cols];
+    let add = |(nth, energies): (usize, &mut [f64])| {
+        for row in values.chunks_exact(n_cols) {
+            for (energy, &value) in energies.iter_mut().zip(&row[nth * ENERGY_COLUMNS..]) {
+                *energy += f64::from(value) * f64::from(value);
+            }
+        }
+    };
+    if is_shared() {
+        energies.par_chunks_mut(ENERGY_COLUMNS).enumerate().for_each(add);
+    } else {
+        energies.chunks_mut(ENERGY_COLUMNS).enumerate().for_each(add);
+    }
+    energies
 }

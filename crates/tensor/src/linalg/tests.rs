@@ -58,8 +58,10 @@ fn threads_change_no_byte() {
             let mut product = vec![0.0f32; n * n];
             let wide = Operand::new(&wide, n_rhs, n);
             multiply(wide.t(), wide, Product::Add(-1.0), &mut product).unwrap();
+            let energies = column_energies(&product, n);
             let product: Vec<u32> = product.iter().map(|value| value.to_bits()).collect();
-            (bits(&solved), bits(&white), bits(&columns), bits(&factor.into_inverse()), product)
+            let inverse = bits(&factor.into_inverse());
+            (bits(&solved), bits(&white), bits(&columns), inverse, product, bits(&energies))
         };
         let alone = run();
         for n_threads in [2, 3] {
@@ -180,4 +182,17 @@ fn products_transpose_without_moving() {
     assert_eq!(out, [8.0, 17.0, 17.0, 39.5]);
     let mut small = [0.0; 3];
     assert!(multiply(Operand::new(&a, 2, 3), Operand::new(&a, 2, 3), Product::Add(0.5), &mut small).is_err());
+}
+
+#[test]
+fn energies_of_columns_are_sums_of_squares() {
+    for (n_rows, n_cols) in [(0, 3), (1, 1), (3, 513), (7, 1030)] {
+        let values: Vec<f32> = noise(n_rows * n_cols, 11).iter().map(|value| *value as f32).collect();
+        let of = |column: usize| -> f64 {
+            (0..n_rows).map(|row| f64::from(values[row * n_cols + column]).powi(2)).sum()
+        };
+        let want: Vec<f64> = (0..n_cols).map(of).collect();
+        assert!(largest_difference(&column_energies(&values, n_cols), &want) < 1e-12);
+    }
+    assert!(column_energies(&[], 0).is_empty());
 }
