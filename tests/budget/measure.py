@@ -107,6 +107,8 @@ def reference(directory):
     digests = {}
     for budget in (0, 128 * MIB, 64 * MIB):
         case("reference model", model, budget, tokens, directory, ("--dtype", "f16"), digests)
+    for method in ("comp", "fasp", "condition", "comp-condition", "flap"):
+        case(f"reference model, {method}", model, 0, 4096, directory, ("--dtype", "f16", "--method", method))
     refusal("reference model", model, 2048, directory)
 
 

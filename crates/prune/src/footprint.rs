@@ -6,6 +6,7 @@
 
 use crate::calibration::WINDOW_LEN;
 use crate::matrix::PANEL;
+use crate::methods::Solves;
 use crate::refit::SOLVE_PANEL;
 use crate::stats::own_panel;
 use crate::sweep::{DAMAGE_POSITIONS, TOGETHER};
@@ -57,6 +58,8 @@ pub struct FootprintInputs {
     pub hidden_size: usize,
     /// Widest MLP k.
     pub intermediate_size: usize,
+    /// Widest MLP that is left, when all layers are cut alike; else the same as before.
+    pub kept_width: usize,
     /// Widest queries.
     pub q_width: usize,
     /// Widest keys.
@@ -92,12 +95,21 @@ pub struct MethodNeeds {
     pub cross: bool,
     /// Projections in f32 that a selection without a Gram matrix works on: 0 when no layer is narrowed.
     pub projections: usize,
+    /// Whose system it factors when it narrows a layer.
+    pub solves: Solves,
     /// Its matrices may lie in files.
     pub reads_by_rows: bool,
     /// The damage sweep runs before.
     pub sweep: bool,
     /// Sums of all layers are held at once before.
     pub pooled: bool,
+}
+
+impl MethodNeeds {
+    /// Whose systems are factored at all: the sweep takes all columns, whatever the method does afterwards.
+    fn solves(self) -> Solves {
+        if self.sweep { Solves::All } else { self.solves }
+    }
 }
 
 impl FootprintInputs {
@@ -128,6 +140,7 @@ impl FootprintInputs {
         Ok(Self {
             hidden_size: config.hidden_size,
             intermediate_size: widest(|layer| layer.intermediate_size),
+            kept_width: widest(|layer| layer.intermediate_size),
             q_width: widest(|layer| layer.num_attention_heads) * config.head_dim,
             kv_width: widest(|layer| layer.num_key_value_heads) * config.head_dim,
             layer_bytes: largest,
@@ -212,7 +225,8 @@ impl PruneFootprint {
         phases.push(sizes.head());
         // Calibration tokens are held twice: by the request and by the windows made of them.
         let tokens = 8 * inputs.n_tokens as u64;
-        let code = if rung.sums == SumsIn::Moments { MOMENTS_CODE_BYTES } else { CODE_BYTES };
+        let inverts = rung.sums != SumsIn::Moments && inputs.method.solves() == Solves::All;
+        let code = if inverts { CODE_BYTES } else { FORWARD_CODE_BYTES };
         let runtime_bytes = inputs.runtime_bytes + code + tokens;
         Self { rung: rung.name.to_owned(), runtime_bytes, phases }
     }
@@ -266,9 +280,9 @@ pub fn choose_rung(
 }
 
 /// Code and tables that a job brings into memory when it runs for the first time, and the same without the code of
-/// factorisations.
+/// inverses and what is removed with them.
 const CODE_BYTES: u64 = 7 << 20;
-const MOMENTS_CODE_BYTES: u64 = 4 << 20;
+const FORWARD_CODE_BYTES: u64 = 4 << 20;
 
 /// Rows of the vocabulary whose logits are in memory at a time.
 const VOCAB_BLOCK: u64 = 1024;
@@ -412,18 +426,22 @@ impl<'a> Sizes<'a> {
     /// Factor, inverse, selection, refit and rounding.
     fn solve(&self) -> Phase {
         let [gram, cross, hidden] = self.held(PANEL);
-        let own = if self.inputs.method.reads_by_rows { 0 } else { 4 * self.k * self.d };
+        let solves = self.inputs.method.solves();
+        let left = if solves == Solves::All { self.k } else { self.inputs.kept_width as u64 };
+        let (factor, rows) = match solves {
+            Solves::Nothing => (0, 0),
+            Solves::Kept | Solves::All => (8 * left * left, 8 * SOLVE_PANEL as u64 * left),
+        };
         Phase::new(
             "solve",
             &[
                 gram,
                 cross,
                 hidden,
-                ("own output", own),
                 ("down projection", self.down()),
-                ("factor and inverse in f64", 8 * self.k * self.k),
-                ("refitted weights", 4 * self.k * self.d),
-                ("right-hand sides", 8 * SOLVE_PANEL as u64 * self.k),
+                ("factor and inverse in f64", factor),
+                ("refitted weights", 4 * left * self.d),
+                ("right-hand sides", rows),
                 ("linear algebra", self.linalg()),
             ],
         )
@@ -470,8 +488,8 @@ mod tests {
         gram: true,
         cross: true,
         projections: 0,
+        solves: Solves::All,
         reads_by_rows: true,
-
         sweep: true,
         pooled: false,
     };
@@ -480,6 +498,7 @@ mod tests {
         FootprintInputs {
             hidden_size,
             intermediate_size,
+            kept_width: intermediate_size,
             q_width: hidden_size,
             kv_width: hidden_size / 4,
             layer_bytes: (4 * hidden_size * intermediate_size) as u64,
@@ -500,7 +519,14 @@ mod tests {
         let needs = [
             SECOND_ORDER,
             MethodNeeds { reads_by_rows: false, ..SECOND_ORDER },
-            MethodNeeds { gram: false, cross: false, projections: 4, reads_by_rows: false, ..SECOND_ORDER },
+            MethodNeeds {
+                gram: false,
+                cross: false,
+                projections: 4,
+                solves: Solves::Nothing,
+                reads_by_rows: false,
+                ..SECOND_ORDER
+            },
         ];
         for method in needs {
             for (hidden_size, width) in [(64, 128), (576, 1536), (2048, 8192), (4096, 11_008)] {
@@ -528,6 +554,18 @@ mod tests {
         assert!(peaks.windows(2).all(|pair| pair[1] <= pair[0]), "{peaks:?}");
         // The factor of the Gram matrix in f64 is what no rung but the last can do without.
         assert!(8 * 8192 * 8192 < peaks[2] && peaks[3] < 8 * 8192 * 8192, "{peaks:?}");
+    }
+
+    #[test]
+    fn what_a_method_factors_decides_what_its_systems_take() {
+        let peak = |solves, sweep| {
+            let method = MethodNeeds { cross: false, solves, reads_by_rows: false, sweep, ..SECOND_ORDER };
+            let inputs = FootprintInputs { method, kept_width: 1152, ..inputs(576, 1536) };
+            PruneFootprint::new(&inputs, LADDER[0]).peak_bytes()
+        };
+        let [nothing, kept, all] = [Solves::Nothing, Solves::Kept, Solves::All].map(|it| peak(it, false));
+        assert!(nothing < kept && kept < all, "{nothing} {kept} {all}");
+        assert!(all < peak(Solves::Nothing, true), "the sweep factors all columns");
     }
 
     #[test]

@@ -46,6 +46,14 @@ impl LayerDecision {
     pub(crate) fn whole(layer: &LayerConfig) -> Self {
         Self::Keep { width: layer.intermediate_size, kv_groups: layer.num_key_value_heads }
     }
+
+    /// MLP neurons that stay.
+    pub(crate) fn width(self) -> usize {
+        match self {
+            Self::Remove => 0,
+            Self::Keep { width, .. } => width,
+        }
+    }
 }
 
 /// Sums of squares that tell how far the student has drifted from the teacher.

@@ -3,7 +3,7 @@
 
 use crate::depth_pass::decide_depth;
 use crate::error::PruneError;
-use crate::job::Job;
+use crate::job::{Job, PruneRequest};
 use crate::layer_pass::LayerDecision;
 use crate::pooled_pass::decide_pooled;
 use crate::refit::Damping;
@@ -27,10 +27,10 @@ pub(crate) fn decide(job: &mut Job<'_>, method: &Method) -> Result<Decisions, Pr
         return Ok(Decisions { layers, importance: Vec::new() });
     }
     let gamma = match method.spread {
-        Spread::Uniform => return Ok(Decisions { layers: even(job)?, importance: Vec::new() }),
+        Spread::Uniform => return Ok(Decisions { layers: even(job.request)?, importance: Vec::new() }),
         Spread::Depth(depth) => return decide_depth(job, depth),
         Spread::Pooled if job.request.policy == PlanPolicy::Compatible => {
-            return Ok(Decisions { layers: even(job)?, importance: Vec::new() });
+            return Ok(Decisions { layers: even(job.request)?, importance: Vec::new() });
         }
         Spread::Pooled => return decide_pooled(job, method),
         Spread::Measured { gamma } => gamma,
@@ -38,15 +38,15 @@ pub(crate) fn decide(job: &mut Job<'_>, method: &Method) -> Result<Decisions, Pr
     let damping = method.width.damping_by_rows().unwrap_or(Damping::DEFAULT);
     let damages = job.remembered(RECORD, |job| sweep(job, damping))?;
     let layers = match job.request.policy {
-        PlanPolicy::Compatible => even(job)?,
+        PlanPolicy::Compatible => even(job.request)?,
         PlanPolicy::Quality => spread(job, &damages, gamma)?,
     };
     Ok(Decisions { layers, importance: damages.iter().map(|damage| damage.importance).collect() })
 }
 
-pub(crate) fn to_remove(job: &Job<'_>) -> u64 {
-    let config = job.request.source.config();
-    (job.request.ratio.get() * config.all_layer_params() as f64).round() as u64
+pub(crate) fn to_remove(request: &PruneRequest) -> u64 {
+    let config = request.source.config();
+    (request.ratio.get() * config.all_layer_params() as f64).round() as u64
 }
 
 /// Parameters of one neuron.
@@ -54,21 +54,21 @@ pub(crate) fn neuron_params(config: &ModelConfig) -> u64 {
     3 * config.hidden_size as u64
 }
 
-pub(crate) fn ratio_error(job: &Job<'_>, error: &dyn std::error::Error) -> PruneError {
-    PruneError::Ratio { asked: job.request.ratio, reason: error.to_string() }
+pub(crate) fn ratio_error(request: &PruneRequest, error: &dyn std::error::Error) -> PruneError {
+    PruneError::Ratio { asked: request.ratio, reason: error.to_string() }
 }
 
 /// The same width everywhere; with [`PlanPolicy::Quality`] some layers, evenly spread, keep one step more so
 /// that the share removed is met as closely as steps allow.
-fn even(job: &Job<'_>) -> Result<Vec<LayerDecision>, PruneError> {
-    let config = job.request.source.config();
+pub(crate) fn even(request: &PruneRequest) -> Result<Vec<LayerDecision>, PruneError> {
+    let config = request.source.config();
     let widest = config.layers.iter().map(|layer| layer.intermediate_size).max().unwrap_or(0);
     let n_layers = config.n_layers();
-    let (grid, remove) = (WidthGrid::NEURONS, to_remove(job));
-    let width = match job.request.policy {
+    let (grid, remove) = (WidthGrid::NEURONS, to_remove(request));
+    let width = match request.policy {
         PlanPolicy::Compatible => {
             let widths = uniform(widest, neuron_params(config), n_layers, grid, remove);
-            widths.map_err(|error| ratio_error(job, &error))?.keep
+            widths.map_err(|error| ratio_error(request, &error))?.keep
         }
         PlanPolicy::Quality => {
             let per_step = grid.snap as u64 * neuron_params(config);
@@ -82,7 +82,7 @@ fn even(job: &Job<'_>) -> Result<Vec<LayerDecision>, PruneError> {
     };
     if width.iter().any(|&width| width < grid.floor) {
         let reason = format!("layers would keep fewer than {} neurons", grid.floor);
-        return Err(PruneError::Ratio { asked: job.request.ratio, reason });
+        return Err(PruneError::Ratio { asked: request.ratio, reason });
     }
     let kept = |(&width, layer): (&usize, &LayerConfig)| LayerDecision::Keep {
         width: width.min(layer.intermediate_size),
@@ -138,7 +138,7 @@ fn without(
     (damages, gamma): (&[LayerDamage], f64),
     leaving: &[usize],
 ) -> Result<Spreading, PruneError> {
-    let beyond = |error: &dyn std::error::Error| ratio_error(job, error);
+    let beyond = |error: &dyn std::error::Error| ratio_error(job.request, error);
     let (mut freed, mut amplitude) = (0, 0.0);
     let mut kept = Vec::new();
     let mut stacks = Vec::new();
@@ -154,7 +154,7 @@ fn without(
         stacks.push(stack.map_err(|error| beyond(&error))?);
         kept.push(layer_idx);
     }
-    let remove = to_remove(job).checked_sub(freed).ok_or_else(|| PruneError::Ratio {
+    let remove = to_remove(job.request).checked_sub(freed).ok_or_else(|| PruneError::Ratio {
         asked: job.request.ratio,
         reason: "what leaves whole is more than was to be removed".to_owned(),
     })?;

@@ -9,9 +9,9 @@ use crate::error::PruneError;
 use crate::footprint::{FootprintInputs, LADDER, PruneFootprint, Rung, SumsIn, choose_rung};
 use crate::job::{Job, JobParts, LayerReport, Progress, PruneOutcome, PruneReport, PruneRequest, Stage};
 use crate::layer_pass::{LayerDecision, layer_file, prune_layer};
-use crate::measure::decide;
+use crate::measure::{decide, even};
 use crate::overlay::{OverlaySource, verify_layer};
-use crate::registry::{Method, method};
+use crate::registry::{Method, Spread, method};
 use crate::rounding::is_coarse;
 use crate::speed::layer_weights;
 use crate::streams::{Side, Streams};
@@ -89,6 +89,10 @@ fn within_budget(
 ) -> Result<(Rung, PruneFootprint), PruneError> {
     let mut inputs =
         FootprintInputs::of_source(request.source.as_ref(), request.dtype, method.memory_needs())?;
+    if method.spread == Spread::Uniform {
+        let widths = even(request)?.into_iter().map(LayerDecision::width);
+        inputs.kept_width = widths.max().unwrap_or(0);
+    }
     inputs.n_tokens = set.n_windows() * WINDOW_LEN;
     inputs.n_threads = request.n_threads.max(1);
     inputs.runtime_bytes = request.runtime_bytes;

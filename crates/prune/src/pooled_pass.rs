@@ -29,7 +29,8 @@ pub(crate) fn decide_pooled(job: &mut Job<'_>, method: &Method) -> Result<Decisi
         let floor = WidthGrid::NEURONS.floor;
         pool.push(PooledLayer { scores: neurons, unit_params: neuron_params(config), floor });
     }
-    let kept = pool_units(&pool, to_remove(job)).map_err(|error| ratio_error(job, &error))?.kept;
+    let kept =
+        pool_units(&pool, to_remove(job.request)).map_err(|error| ratio_error(job.request, &error))?.kept;
     let snap = WidthGrid::NEURONS.snap;
     let keep = |(kept, layer): (&[Vec<usize>], &secateur_model::LayerConfig)| LayerDecision::Keep {
         kv_groups: kept[0].len(),

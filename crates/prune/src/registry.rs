@@ -59,6 +59,7 @@ impl Method {
                 (_, Needs::Weights) => 4,
                 _ => 2,
             },
+            solves: self.width.solves(),
             reads_by_rows: self.width.damping_by_rows().is_some(),
             sweep: matches!(self.spread, Spread::Measured { .. }),
             pooled: self.spread == Spread::Pooled,

@@ -16,7 +16,7 @@ pub mod metric;
 
 pub use layers::LayerImportance;
 
-use crate::methods::{Linear, Needs, Recovery, WidthMethod, step_of, top_units};
+use crate::methods::{Linear, Needs, Recovery, Solves, WidthMethod, step_of, top_units};
 use crate::numeric::NumericError;
 use crate::stats::{LayerStats, TargetStats};
 use mask::MaskTuning;
@@ -72,6 +72,14 @@ impl WidthMethod for Comp {
 
     fn needs(&self) -> Needs {
         Needs::Gram
+    }
+
+    fn solves(&self) -> Solves {
+        match (self.neuron_metric, self.tuning) {
+            (NeuronMetric::Collinearity, _) => Solves::All,
+            (NeuronMetric::Condition, Some(_)) => Solves::Kept,
+            (NeuronMetric::Condition, None) => Solves::Nothing,
+        }
     }
 
     fn scores(&self, linear: &Linear<'_>, stats: &LayerStats) -> Result<Vec<f64>, NumericError> {

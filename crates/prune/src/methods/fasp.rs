@@ -4,7 +4,7 @@
 //! (`W* = argmin ||W X - W_S X_S||`, eq. 6), on statistics of the dense model. The paper leaves the size of its
 //! diagonal term open; the project's own damping and ridge to the original columns are used.
 
-use super::{InputSource, Linear, Needs, Recovery, WidthMethod, wanda};
+use super::{InputSource, Linear, Needs, Recovery, Solves, WidthMethod, wanda};
 use crate::numeric::NumericError;
 use crate::refit::{Damping, FitProblem, refit};
 use crate::stats::LayerStats;
@@ -20,6 +20,10 @@ impl WidthMethod for Fasp {
 
     fn needs(&self) -> Needs {
         Needs::Gram
+    }
+
+    fn solves(&self) -> Solves {
+        Solves::Kept
     }
 
     fn inputs(&self) -> InputSource {

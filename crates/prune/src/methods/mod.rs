@@ -104,6 +104,17 @@ pub enum Needs {
     Target,
 }
 
+/// Whose system of inputs a method factors.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]
+pub enum Solves {
+    /// None: it scores and slices.
+    Nothing,
+    /// That of the columns that stay.
+    Kept,
+    /// That of all columns.
+    All,
+}
+
 /// Which model the statistics are taken on.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum InputSource {
@@ -129,6 +140,11 @@ pub trait WidthMethod: Sync {
 
     /// What has to be collected.
     fn needs(&self) -> Needs;
+
+    /// What is factored in selection and recovery, which decides how much memory they take.
+    fn solves(&self) -> Solves {
+        Solves::Nothing
+    }
 
     /// Where it is collected.
     fn inputs(&self) -> InputSource {

@@ -1,7 +1,7 @@
 //! Second-order selection with weight refit: OSSCAR (Meng et al. 2024, arXiv 2403.12983) and Tyr-the-Pruner
 //! (arXiv 2503.09657) on one projection, with the ridge to the original columns.
 
-use super::{Linear, Needs, Recovery, WidthMethod};
+use super::{Linear, Needs, Recovery, Solves, WidthMethod};
 use crate::numeric::NumericError;
 use crate::refit::{Damping, FitProblem, refit};
 use crate::select::{Quadratic, RemovalOptions, Round, remove_units, unit_scores};
@@ -66,6 +66,10 @@ impl WidthMethod for SecondOrder {
 
     fn needs(&self) -> Needs {
         Needs::Gram
+    }
+
+    fn solves(&self) -> Solves {
+        Solves::All
     }
 
     fn scores(&self, linear: &Linear<'_>, stats: &LayerStats) -> Result<Vec<f64>, NumericError> {
