@@ -225,9 +225,7 @@ impl PruneFootprint {
         phases.push(sizes.head());
         // Calibration tokens are held twice: by the request and by the windows made of them.
         let tokens = 8 * inputs.n_tokens as u64;
-        let inverts = rung.sums != SumsIn::Moments && inputs.method.solves() == Solves::All;
-        let code = if inverts { CODE_BYTES } else { FORWARD_CODE_BYTES };
-        let runtime_bytes = inputs.runtime_bytes + code + tokens;
+        let runtime_bytes = inputs.runtime_bytes + CODE_BYTES + tokens;
         Self { rung: rung.name.to_owned(), runtime_bytes, phases }
     }
 
@@ -279,10 +277,8 @@ pub fn choose_rung(
     Err(smallest)
 }
 
-/// Code and tables that a job brings into memory when it runs for the first time, and the same without the code of
-/// inverses and what is removed with them.
-const CODE_BYTES: u64 = 7 << 20;
-const FORWARD_CODE_BYTES: u64 = 4 << 20;
+/// Code and tables that a job brings into memory when it runs for the first time.
+const CODE_BYTES: u64 = 4 << 20;
 
 /// Rows of the vocabulary whose logits are in memory at a time.
 const VOCAB_BLOCK: u64 = 1024;
@@ -292,8 +288,8 @@ const THREAD_PANEL_BYTES: u64 = 600 << 10;
 const GRAM_PANEL_BYTES: u64 = 960 << 10;
 /// Pages around a layer that come into memory with it: faults map stretches of up to 2 MiB.
 const AROUND_BYTES: u64 = 1 << 20;
-/// Work space of factorisations and f64 products, and what each further thread adds.
-const LINALG_BYTES: u64 = 5 << 18;
+/// Code and work space of factorisations, inverses and f64 products, and what each further thread adds.
+const LINALG_BYTES: u64 = 17 << 18;
 const LINALG_THREAD_BYTES: u64 = 2 << 20;
 
 /// Threads that work on a system of `n_unknowns`: as many as add no more than a tenth to its matrix in f64.
