@@ -127,6 +127,8 @@ impl Prepared {
     }
 
     fn request(&self, run: &Run<'_>) -> Result<PruneRequest, ServiceError> {
+        // Before tables are stored anew: that brings code into memory which the prediction of the job counts itself.
+        let (rss_bytes, _) = resident_bytes();
         let mut source: Arc<dyn WeightSource> = Arc::new(self.file.clone());
         let mut source_digest = self.source_digest.clone();
         if let Some(dtype) = self.plan.table_dtype {
@@ -134,7 +136,6 @@ impl Prepared {
             source_digest = format!("{source_digest} with tables as {dtype}");
             release_free_heap();
         }
-        let (rss_bytes, _) = resident_bytes();
         Ok(PruneRequest {
             source,
             source_digest,
