@@ -107,7 +107,9 @@ def reference(directory):
     digests = {}
     for budget in (0, 128 * MIB, 64 * MIB):
         case("reference model", model, budget, tokens, directory, ("--dtype", "f16"), digests)
-    for method in ("comp", "fasp", "condition", "comp-condition", "flap"):
+    for budget in (72 * MIB, 62 * MIB, 42 * MIB):
+        case("reference model, tables anew", model, budget, 1024, directory, ("--dtype", "q4_0", "--table-dtype", "q4_0"))
+    for method in ("comp", "comp-condition", "fasp", "condition", "flap", "wanda-sp", "magnitude", "shortgpt"):
         case(f"reference model, {method}", model, 0, 4096, directory, ("--dtype", "f16", "--method", method))
     refusal("reference model", model, 2048, directory)
 

@@ -82,6 +82,8 @@ pub struct FootprintInputs {
     pub n_threads: usize,
     /// What the process holds whatever the job does: program, libraries, heap.
     pub runtime_bytes: u64,
+    /// Whether the code of factorisations is in memory besides.
+    pub has_factored: bool,
     /// How the method works.
     pub method: MethodNeeds,
 }
@@ -152,6 +154,7 @@ impl FootprintInputs {
             n_tokens: 0,
             n_threads: 1,
             runtime_bytes: 0,
+            has_factored: false,
             method,
         })
     }
@@ -225,7 +228,8 @@ impl PruneFootprint {
         phases.push(sizes.head());
         // Calibration tokens are held twice: by the request and by the windows made of them.
         let tokens = 8 * inputs.n_tokens as u64;
-        let runtime_bytes = inputs.runtime_bytes + CODE_BYTES + tokens;
+        let code = CODE_BYTES + if inputs.has_factored { FACTOR_CODE_BYTES } else { 0 };
+        let runtime_bytes = inputs.runtime_bytes + code + tokens;
         Self { rung: rung.name.to_owned(), runtime_bytes, phases }
     }
 
@@ -277,8 +281,10 @@ pub fn choose_rung(
     Err(smallest)
 }
 
-/// Code and tables that a job brings into memory when it runs for the first time.
+/// Code and tables that a job brings into memory when it runs for the first time, and what comes with the first system
+/// that is factored.
 const CODE_BYTES: u64 = 4 << 20;
+const FACTOR_CODE_BYTES: u64 = 3 << 20;
 
 /// Rows of the vocabulary whose logits are in memory at a time.
 const VOCAB_BLOCK: u64 = 1024;
@@ -288,8 +294,8 @@ const THREAD_PANEL_BYTES: u64 = 600 << 10;
 const GRAM_PANEL_BYTES: u64 = 960 << 10;
 /// Pages around a layer that come into memory with it: faults map stretches of up to 2 MiB.
 const AROUND_BYTES: u64 = 1 << 20;
-/// Code and work space of factorisations, inverses and f64 products, and what each further thread adds.
-const LINALG_BYTES: u64 = 17 << 18;
+/// Work space of factorisations, inverses and f64 products, and what each further thread adds.
+const LINALG_BYTES: u64 = 5 << 18;
 const LINALG_THREAD_BYTES: u64 = 2 << 20;
 
 /// Threads that work on a system of `n_unknowns`: as many as add no more than a tenth to its matrix in f64.
@@ -316,7 +322,8 @@ impl<'a> Sizes<'a> {
 
     fn linalg(&self) -> u64 {
         let n_threads = solve_threads(self.inputs.intermediate_size, self.inputs.n_threads);
-        LINALG_BYTES + LINALG_THREAD_BYTES * (n_threads as u64 - 1)
+        let code = if self.inputs.has_factored { 0 } else { FACTOR_CODE_BYTES };
+        code + LINALG_BYTES + LINALG_THREAD_BYTES * (n_threads as u64 - 1)
     }
 
     fn gram_panels(&self) -> u64 {
@@ -422,11 +429,11 @@ impl<'a> Sizes<'a> {
     /// Factor, inverse, selection, refit and rounding.
     fn solve(&self) -> Phase {
         let [gram, cross, hidden] = self.held(PANEL);
-        let solves = self.inputs.method.solves();
-        let left = if solves == Solves::All { self.k } else { self.inputs.kept_width as u64 };
-        let (factor, rows) = match solves {
-            Solves::Nothing => (0, 0),
-            Solves::Kept | Solves::All => (8 * left * left, 8 * SOLVE_PANEL as u64 * left),
+        let kept = self.inputs.kept_width as u64;
+        let factored = match self.inputs.method.solves() {
+            Solves::Nothing => 0,
+            Solves::Kept => kept,
+            Solves::All => self.k,
         };
         Phase::new(
             "solve",
@@ -435,9 +442,9 @@ impl<'a> Sizes<'a> {
                 cross,
                 hidden,
                 ("down projection", self.down()),
-                ("factor and inverse in f64", factor),
-                ("refitted weights", 4 * left * self.d),
-                ("right-hand sides", rows),
+                ("factor and inverse in f64", 8 * factored * factored),
+                ("refitted weights", 4 * factored.max(kept) * self.d),
+                ("right-hand sides", 8 * SOLVE_PANEL as u64 * factored),
                 ("linear algebra", self.linalg()),
             ],
         )
@@ -506,6 +513,7 @@ mod tests {
             n_tokens: 2048,
             n_threads: 2,
             runtime_bytes: 20 << 20,
+            has_factored: false,
             method: SECOND_ORDER,
         }
     }

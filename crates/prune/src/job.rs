@@ -49,6 +49,8 @@ pub struct PruneRequest {
     pub budget_bytes: Option<u64>,
     /// What the process holds when the job starts and keeps: code, libraries, heap.
     pub runtime_bytes: u64,
+    /// Whether systems were factored since that was taken, so that their code is in memory from the start.
+    pub has_factored: bool,
     /// Folder for spill files and checkpoints; made when it is not there.
     pub work_dir: PathBuf,
     /// Threads that compute.

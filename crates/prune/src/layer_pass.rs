@@ -47,11 +47,11 @@ impl LayerDecision {
         Self::Keep { width: layer.intermediate_size, kv_groups: layer.num_key_value_heads }
     }
 
-    /// MLP neurons that stay.
-    pub(crate) fn width(self) -> usize {
+    /// MLP neurons that stay, in a layer that does.
+    pub(crate) fn width(self) -> Option<usize> {
         match self {
-            Self::Remove => 0,
-            Self::Keep { width, .. } => width,
+            Self::Remove => None,
+            Self::Keep { width, .. } => Some(width),
         }
     }
 }
@@ -504,17 +504,27 @@ fn first_pass(
     Ok(stats)
 }
 
-/// Runs a sub-layer in place; an absent one leaves the rows as they are. Tokens of an MLP know nothing of each
-/// other, so they pass in the portions of the rung.
+/// [`run_in_place`] with the portions of the rung.
 pub(crate) fn advance(
     job: &Job<'_>,
     runner: &LayerRunner,
     sublayer: Sublayer,
     rows: &mut [f32],
 ) -> Result<(), PruneError> {
+    run_in_place(runner, sublayer, rows, job.rung.mlp_rows * job.request.source.config().hidden_size)
+}
+
+/// Runs a sub-layer in place; an absent one leaves the rows as they are. Tokens of an MLP know nothing of each
+/// other, so they pass in portions of `mlp_portion` values.
+pub(crate) fn run_in_place(
+    runner: &LayerRunner,
+    sublayer: Sublayer,
+    rows: &mut [f32],
+    mlp_portion: usize,
+) -> Result<(), PruneError> {
     let portion = match sublayer {
         Sublayer::Attn => rows.len(),
-        Sublayer::Mlp => job.rung.mlp_rows * job.request.source.config().hidden_size,
+        Sublayer::Mlp => mlp_portion,
     };
     for rows in rows.chunks_mut(portion.max(1)) {
         if let Some(run) = runner.run(sublayer, rows)? {

@@ -90,12 +90,13 @@ fn within_budget(
     let mut inputs =
         FootprintInputs::of_source(request.source.as_ref(), request.dtype, method.memory_needs())?;
     if method.spread == Spread::Uniform {
-        let widths = even(request)?.into_iter().map(LayerDecision::width);
+        let widths = even(request)?.into_iter().filter_map(LayerDecision::width);
         inputs.kept_width = widths.max().unwrap_or(0);
     }
     inputs.n_tokens = set.n_windows() * WINDOW_LEN;
     inputs.n_threads = request.n_threads.max(1);
     inputs.runtime_bytes = request.runtime_bytes;
+    inputs.has_factored = request.has_factored;
     choose_rung(&inputs, request.budget_bytes).map_err(|needed_bytes| PruneError::Budget {
         needed_bytes,
         budget_bytes: request.budget_bytes.unwrap_or(u64::MAX),

@@ -204,11 +204,7 @@ pub(crate) fn layer_weights(job: &Job<'_>, decisions: &[LayerDecision], method: 
     let mut changes = job.request.dtype.is_some_and(is_coarse);
     let weight = |(decision, layer): (&LayerDecision, &LayerConfig)| {
         changes |= *decision != LayerDecision::whole(layer);
-        let width = match decision {
-            LayerDecision::Remove => None,
-            LayerDecision::Keep { width, .. } => Some(*width),
-        };
-        layer_weight(job, layer, width, changes.then_some(method))
+        layer_weight(job, layer, decision.width(), changes.then_some(method))
     };
     decisions.iter().zip(layers).map(weight).collect()
 }

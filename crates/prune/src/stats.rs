@@ -244,8 +244,8 @@ impl LayerStats {
     }
 }
 
-/// Rows of `G W0'` that are made at once for `d` outputs: each panel packs W0 anew, so more of them where W0 is large, yet
-/// no more than a few hundredths of its bytes.
+/// Rows of `G W0'` that are made at once for `d` outputs: each panel packs W0 anew, so more of them where W0 is large: a
+/// sixteenth of its rows.
 pub(crate) fn own_panel(d: usize) -> usize {
     PANEL.max(d / 16)
 }

@@ -100,14 +100,26 @@ impl Streams {
         let hidden_size = source.config().hidden_size;
         let mut rows = vec![0.0; WINDOW_LEN * hidden_size];
         for window_idx in 0..set.n_windows() {
-            let tokens = set.window(window_idx).chunks(LOOKUPS);
-            for (tokens, rows) in tokens.zip(rows.chunks_mut(LOOKUPS * hidden_size)) {
-                embedding.lookup(tokens, rows)?;
-                source.give_back(WeightId::global(WeightRole::EmbedTokens));
-            }
+            embed_window(source, &embedding, set.window(window_idx), &mut rows)?;
             self.write(Side::Teacher, 0, window_idx, &rows)?;
             self.write(Side::Student, 0, window_idx, &rows)?;
         }
         self.sync(0)
     }
+}
+
+/// Fills `rows` `[n, hidden_size]` with the embeddings of `tokens`; no more of the token table is in memory than some of
+/// them need.
+pub(crate) fn embed_window(
+    source: &dyn WeightSource,
+    embedding: &Embedding,
+    tokens: &[u32],
+    rows: &mut [f32],
+) -> Result<(), PruneError> {
+    let hidden_size = source.config().hidden_size;
+    for (tokens, rows) in tokens.chunks(LOOKUPS).zip(rows.chunks_mut(LOOKUPS * hidden_size)) {
+        embedding.lookup(tokens, rows)?;
+        source.give_back(WeightId::global(WeightRole::EmbedTokens));
+    }
+    Ok(())
 }

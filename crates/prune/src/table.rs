@@ -5,7 +5,9 @@
 
 use crate::calibration::WINDOW_LEN;
 use crate::error::PruneError;
+use crate::layer_pass::run_in_place;
 use crate::rounding::Feedback;
+use crate::streams::embed_window;
 use secateur_engine::{Embedding, Head, LayerBuffers, LayerRunner, Sublayer};
 use secateur_model::WeightSource;
 use secateur_tensor::DType;
@@ -15,6 +17,8 @@ use std::sync::atomic::{AtomicBool, Ordering};
 
 /// Windows whose hidden states the head is heard with.
 const HEAD_WINDOWS: usize = 8;
+/// Tokens that pass through an MLP together: as few as on the narrowest rung of the ladder.
+const MLP_ROWS: usize = 64;
 
 /// Rounds rows of an output head so that the logits of calibration tokens change least (GPTQ, arXiv 2210.17323).
 pub struct HeadRounder {
@@ -43,16 +47,14 @@ impl HeadRounder {
         let mut rows = vec![0.0; WINDOW_LEN * d];
         let mut normed = rows.clone();
         for window in tokens.chunks_exact(WINDOW_LEN).take(HEAD_WINDOWS) {
-            embedding.lookup(window, &mut rows)?;
+            embed_window(source, &embedding, window, &mut rows)?;
             for layer_idx in 0..n_layers {
                 if cancel.load(Ordering::Relaxed) {
                     return Err(PruneError::Cancelled);
                 }
                 let runner = LayerRunner::with_buffers(source, layer_idx, pool.clone(), &buffers)?;
                 for sublayer in [Sublayer::Attn, Sublayer::Mlp] {
-                    if let Some(run) = runner.run(sublayer, &rows)? {
-                        rows.copy_from_slice(run.output());
-                    }
+                    run_in_place(&runner, sublayer, &mut rows, MLP_ROWS * d)?;
                 }
                 source.give_back_layer(layer_idx);
             }

@@ -149,6 +149,7 @@ impl Prepared {
             seed: self.settings.seed,
             budget_bytes: Some(run.budget_bytes),
             runtime_bytes: rss_bytes.saturating_sub(run.served_bytes),
+            has_factored: self.plan.table_dtype.is_some(),
             work_dir: run.work_dir.to_owned(),
             n_threads: run.n_threads,
         })

@@ -55,8 +55,7 @@ impl RetabledSource {
             let len = (row_bytes * matrix.n_rows()) as u64;
             if !std::fs::metadata(&path).is_ok_and(|metadata| metadata.len() == len) {
                 let is_head = role == WeightRole::LmHead || is_tied;
-                store(&path, &matrix, dtype, is_head.then_some(&mut *round_head))?;
-                base.give_back(id);
+                store(&path, (base.as_ref(), id), dtype, is_head.then_some(&mut *round_head))?;
             }
             let mapped = Mapped::open(&path).map_err(|error| broken(io::Error::other(error)))?;
             let stored = WeightMatrix::new(dtype, matrix.n_rows(), matrix.n_cols(), mapped.bytes().clone())
@@ -86,13 +85,14 @@ impl RetabledSource {
     }
 }
 
-/// Writes `matrix` as `dtype`.
+/// Writes a table of `base` as `dtype`, giving its rows back as it goes.
 fn store(
     path: &Path,
-    matrix: &WeightMatrix,
+    (base, id): (&dyn WeightSource, WeightId),
     dtype: DType,
     mut round: Option<&mut RoundHead<'_>>,
 ) -> Result<(), WriteError> {
+    let matrix = base.require(id)?;
     let n_cols = matrix.n_cols();
     let row_bytes = dtype.row_bytes(n_cols).ok_or(WriteError::Dtype(dtype))?;
     let mut target = Target::create(path, (row_bytes * matrix.n_rows()) as u64)?;
@@ -102,6 +102,7 @@ fn store(
         for (at, row) in values.chunks_exact_mut(n_cols).enumerate() {
             matrix.dequantize_row(first + at, row);
         }
+        base.give_back_rows(id, first + n_rows);
         let bytes = match &mut round {
             Some(round) => {
                 round(values, dtype).map_err(|error| target.io("round", io::Error::other(error)))?

@@ -6,6 +6,7 @@
 use super::{Linear, Needs, Recovery, WidthMethod};
 use crate::numeric::{NumericError, check_len};
 use crate::stats::LayerStats;
+use secateur_tensor::linalg::column_energies;
 
 /// Magnitude of gate row, up row and down column.
 #[derive(Clone, Copy, Debug)]
@@ -22,13 +23,7 @@ impl WidthMethod for Magnitude {
 
     fn scores(&self, linear: &Linear<'_>, stats: &LayerStats) -> Result<Vec<f64>, NumericError> {
         linear.check(stats, None)?;
-        let mut columns = vec![0.0; linear.n_in];
-        for row in linear.weight.chunks_exact(linear.n_in.max(1)) {
-            for (sum, &weight) in columns.iter_mut().zip(row) {
-                *sum += f64::from(weight) * f64::from(weight);
-            }
-        }
-        let mut units = linear.sum_units(&columns);
+        let mut units = linear.sum_units(&column_energies(linear.weight, linear.n_in));
         for matrix in linear.coupled {
             let run = matrix.len().checked_div(units.len()).unwrap_or(0);
             check_len("coupled matrix", matrix.len(), units.len(), run)?;
